@@ -1,0 +1,1 @@
+"""The contract and the machinery of a round. Names no method."""

@@ -1,0 +1,95 @@
+"""What every engine promises: it samples completions with their log-probabilities, and scores given ones.
+
+An engine plugin is a function under `@stage("engine")` that takes its config and a checkpoint directory and returns
+an object with these methods. Capabilities beyond `sample` are declared, so that a recipe that needs one fails before
+the first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+Progress = Callable[[int, int], None]
+"""Called as `progress(rollouts_done, tokens_done)` with totals so far within one `sample` call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample. `temperature=0` is greedy; `top_p=1` and `top_k=0` switch truncation off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; the stop string itself is kept out of the text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt and the seeds of its samples: as many completions come back, in that order."""
+
+    prompt: str
+    """Text as the model reads it; templates are already applied (see `Engine.render`)."""
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled completion."""
+
+    text: str
+    """Without special tokens and without the stop string."""
+    token_ids: list[int]
+    """As sampled, the end-of-sequence token included."""
+    logps: list[float]
+    """Log-probability of each token under the tempered, truncated distribution it was drawn from, in nats."""
+    finish_reason: str
+    """'stop', 'length', or 'error' (then `error` says what; text and tokens may be partial)."""
+    entropy: float | None = None
+    """Mean entropy of those distributions over the tokens, in nats."""
+    self_certainty: float | None = None
+    """Mean over tokens of -1/V sum_j log(V p_j) under the untempered, untruncated distribution."""
+    error: str | None = None
+    latency_s: float | None = None
+
+
+class Engine(Protocol):
+    """A policy loaded and ready. One thread at a time."""
+
+    name: str
+    capabilities: frozenset[str]
+    """Subset of {'sample', 'score', 'next_logits', 'hidden'}."""
+
+    def render(self, prompt: str, messages: Sequence[dict[str, str]] | None = None) -> str:
+        """The text the model should read for a problem: chat template applied where the policy has one."""
+        ...
+
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """Completions per request, in the order of its seeds.
+
+        A completion depends on its prompt, its seed and the sampling alone, not on what else is in the batch.
+        """
+        ...
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """Log-probabilities, in nats, of each continuation's tokens after its prompt (untempered)."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory the policy holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What a worker needs to build an engine: plugin, its config as a mapping, and where the policy lies."""
+
+    plugin: str
+    config: dict[str, object] = field(default_factory=dict)
+    directory: Path | None = None

@@ -1,0 +1,208 @@
+"""One call of one stage plugin: handles in, finished rows out as Parquet; in the driver and in workers alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from strop.core import registry
+from strop.core.finish import Stamp, finish
+from strop.core.plugin import STAGES, Config, Returned, Task
+from strop.core.registry import Plugin
+from strop.core.seeds import derive
+from strop.storage.errors import PluginError, StageError, StropError
+from strop.storage.parquet import write_rows
+from strop.storage.tables import BY_NAME, Problem, Rollout, Row, Score
+
+WORKER_HANDLES = frozenset({"engine", "verifiers"})
+WORKER_KINDS = frozenset({"generate", "verify"})
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRef:
+    """A plugin and its settings in a form that travels to another process."""
+
+    stage: str
+    use: str
+    """As the recipe names it: a name, or a local file and function."""
+    folder: Path
+    config: Config
+    name: str
+
+    def load(self) -> Plugin:
+        """Find the plugin in this process."""
+        return registry.find(self.stage, self.use, folder=self.folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The config's class may live in a local file, which another process has to load before it knows the class.
+        return _arrived, (self.stage, self.use, self.folder, self.config.model_dump(), self.name)
+
+
+def _arrived(stage: str, use: str, folder: Path, values: dict[str, Any], name: str) -> PluginRef:
+    plugin = registry.find(stage, use, folder=folder)
+    return PluginRef(stage, use, folder, plugin.configure(values), name)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRef:
+    """An engine, and the policy it must have loaded."""
+
+    ref: PluginRef
+    directory: Path
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """All that one call needs."""
+
+    ref: PluginRef
+    stamp: Stamp
+    data: Mapping[str, Any]
+    """Handles that are plain data."""
+    out: Path
+    """Where the Parquet files go: `<out>-<table>.parquet`."""
+    engine: EngineRef | None = None
+    tasks: Sequence[PluginRef] = ()
+    task_seed: int = 0
+    verifiers: Sequence[PluginRef] = ()
+    sample_seed: tuple[object, ...] = ()
+    """(run seed, purpose, ...): what `sample_seed(problem, i)` hashes before problem key and i."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a call leaves: files of finished rows, by table."""
+
+    files: dict[str, list[Path]]
+    counts: dict[str, int]
+    tokens: int
+    seconds: float
+    state: dict[str, Any] | None = None
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    """The rows themselves, where the caller asked to keep them."""
+
+
+def in_worker(plugin: Plugin) -> bool:
+    """Whether the plugin's work belongs in a worker process."""
+    return plugin.mark.stage in WORKER_KINDS or bool(WORKER_HANDLES & set(plugin.mark.handles))
+
+
+def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
+    """Run the plugin, finish its rows and write them.
+
+    Raises StageError with the plugin's own message when it fails, PluginError when it breaks its contract.
+    """
+    started = time.perf_counter()
+    plugin = call.ref.load()
+    wanted = plugin.mark.handles
+    handles = {name: value for name, value in call.data.items() if name in wanted}
+    if "engine" in wanted or (call.verifiers and "verifiers" in wanted and call.engine):
+        handles["engine"] = engine_for(call.engine, plugin)
+    if "tasks" in wanted:
+        handles["tasks"] = tasks_for(call)
+    if "sample_seed" in wanted:
+        handles["sample_seed"] = partial(_sample_seed, call.sample_seed)
+    if "progress" in wanted:
+        handles["progress"] = lambda rollouts, tokens: report((rollouts, tokens))
+    if "verifiers" in wanted:
+        handles["verifiers"] = {ref.name: partial(_verify, call, ref) for ref in call.verifiers}
+    result = run_plugin(plugin, call.ref.config, handles)
+    rows, state = (list(result.rows), result.state) if isinstance(result, Returned) else (list(result), None)
+    finished = finish(rows, call.stamp, allowed=STAGES[call.ref.stage].returns, plugin=plugin)
+    files = {
+        table: [write_rows(Path(f"{call.out}-{table}.parquet"), BY_NAME[table], members)]
+        for table, members in finished.items()
+        if members
+    }
+    tokens = sum(row.n_tokens for row in finished.get("rollouts", []) if isinstance(row, Rollout))
+    counts = {table: len(members) for table, members in finished.items()}
+    return Output(files, counts, tokens, time.perf_counter() - started, state)
+
+
+def run_plugin(plugin: Plugin, config: Config, handles: dict[str, Any]) -> Any:
+    """Call the plugin; what it raises comes out as a StageError that names it."""
+    missing = [name for name in plugin.mark.handles if name not in handles]
+    if missing:
+        raise PluginError(
+            f"{plugin.stage} plugin {plugin.name!r} asks for {', '.join(missing)}, which this step has not"
+        )
+    try:
+        result = plugin.call(config, handles)
+        return list(result) if hasattr(result, "__next__") else result
+    except StropError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise StageError(f"{plugin.stage} plugin {plugin.name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def tasks_for(call: Call) -> dict[str, Task]:
+    """The recipe's tasks, made once per process."""
+    return {ref.name: task_for(ref, call.task_seed) for ref in call.tasks}
+
+
+_TASKS: dict[tuple[str, str, int], Task] = {}
+_ENGINE: list[tuple[tuple[str, str, str], Any]] = []
+
+
+def task_for(ref: PluginRef, seed: int) -> Task:
+    """The task, from this process's memory where it was made before."""
+    key = (ref.use, ref.config.model_dump_json(), seed)
+    if key not in _TASKS:
+        plugin = ref.load()
+        task = run_plugin(plugin, ref.config, {"seed": seed})
+        if not isinstance(task, Task):
+            raise PluginError(f"task plugin {ref.use!r} must return a strop.core.plugin.Task, it returned {type(task)}")
+        _TASKS[key] = task
+    return _TASKS[key]
+
+
+def engine_for(engine: EngineRef | None, wanted_by: Plugin) -> Any:
+    """The engine with the policy loaded; the one before it is closed first, so that memory holds one policy."""
+    if engine is None:
+        raise PluginError(f"{wanted_by.stage} plugin {wanted_by.name!r} needs an engine, and the recipe has none")
+    key = (engine.ref.use, engine.ref.config.model_dump_json(), str(engine.directory))
+    if not _ENGINE or _ENGINE[0][0] != key:
+        while _ENGINE:
+            _ENGINE.pop()[1].close()
+        plugin = engine.ref.load()
+        made = run_plugin(plugin, engine.ref.config, {"directory": engine.directory, "threads": engine.threads})
+        _ENGINE.append((key, made))
+    loaded = _ENGINE[0][1]
+    absent = wanted_by.mark.requires - loaded.capabilities
+    if absent:
+        raise PluginError(
+            f"{wanted_by.stage} plugin {wanted_by.name!r} needs {', '.join(sorted(absent))}, "
+            f"which the engine {loaded.name!r} does not offer"
+        )
+    return loaded
+
+
+def _sample_seed(prefix: tuple[object, ...], problem: Problem, index: int) -> int:
+    seed, *parts = prefix
+    assert isinstance(seed, int)
+    return derive(seed, *parts, problem.problem_key, index)
+
+
+def _verify(call: Call, ref: PluginRef, rollouts: list[Rollout]) -> list[Score]:
+    plugin = ref.load()
+    handles: dict[str, Any] = {
+        "rollouts": rollouts,
+        "problems": call.data["problems"],
+        "scores": [],
+        "seed": call.data["seed"],
+        "round": call.data["round"],
+    }
+    if "tasks" in plugin.mark.handles:
+        handles["tasks"] = tasks_for(call)
+    if "engine" in plugin.mark.handles:
+        handles["engine"] = engine_for(call.engine, plugin)
+    scores = run_plugin(plugin, ref.config, handles)
+    return [dataclasses.replace(s, scorer=ref.name, scorer_version=plugin.mark.version) for s in scores]

@@ -1,0 +1,360 @@
+"""The plugin contract: a module docstring, a frozen `Config`, and one function under the mark of its stage.
+
+    from strop.core.plugin import Config, stage
+    from strop.storage.tables import Score
+
+    class NearMatch(Config):
+        tolerance: float = 1e-6
+        \"\"\"Largest difference from the reference that still passes.\"\"\"
+
+    @stage("verify")
+    def near_match(config: NearMatch, *, rollouts, problems) -> list[Score]: ...
+
+The function asks for what it reads by naming it: each keyword is a handle of its stage, listed in `STAGES`. It is
+pure: rows and handles in, rows out; no clock, no global, no randomness but `seed`. State that lives across rounds is
+asked for as `state` and returned in `Returned(rows, state)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from strop.storage.errors import PluginError, did_you_mean
+from strop.storage.tables import Context, Decision, Example, Metric, Plan, Problem, Rollout, Row, Score
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Config(BaseModel):
+    """Base of every plugin's config: frozen, unknown keys refused, a docstring under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a stage hands to its plugins and takes back."""
+
+    name: str
+    package: str
+    """Sub-package of `strop.plugins` that holds the built-in ones."""
+    doc: str
+    handles: Mapping[str, str]
+    """Keyword -> what it is. A plugin names the ones it wants."""
+    returns: tuple[type[Row], ...]
+    """Rows the function may return; empty where it returns something else (see `doc`)."""
+    reads: frozenset[str] = frozenset()
+    """Handles that only exist when an earlier stage of the round wrote them; checked by `strop validate`."""
+
+
+_COMMON = {
+    "seed": "int: the only source of randomness, derived from run seed, round and stage",
+    "round": "int: the round, from 1 (0 is the base policy)",
+}
+_STATE = {"state": "dict or None: what the plugin returned as `Returned.state` in its last round; None at first"}
+_PROBLEMS = "dict[int, Problem]: the problems in question by id"
+
+STAGES: dict[str, Contract] = {
+    c.name: c
+    for c in (
+        Contract(
+            "base",
+            "base",
+            "Where the first policy comes from. Returns the path of a checkpoint directory in Hugging Face format.",
+            {
+                "directory": "Path: an empty directory it may write the checkpoint to",
+                "seed": _COMMON["seed"],
+                "progress": "Callable[[str, int, int], None]: progress(what, done, total)",
+            },
+            (),
+        ),
+        Contract(
+            "task",
+            "tasks",
+            "Problems and, where it has them, a generator of more and a scorer of its own. Returns a `Task`.",
+            {"seed": "int: seed of the task, the same in every round"},
+            (),
+        ),
+        Contract(
+            "engine",
+            "engines",
+            "A policy ready to sample. Returns an object with the methods of `strop.core.engine.Engine`.",
+            {"directory": "Path: the policy's checkpoint directory", "threads": "int: CPU threads it may use"},
+            (),
+        ),
+        Contract(
+            "select",
+            "select",
+            "Which problems to sample this round, how often, from where. Returns plan rows.",
+            {
+                "problems": "list[Problem]: active training problems, synthesized ones included, in order of id",
+                "pass_rates": "dict[int, PassRate]: what earlier rounds of this run measured, by problem id",
+                "contexts": "list[Context]: the context library as it stands",
+                **_STATE,
+                **_COMMON,
+            },
+            (Plan,),
+        ),
+        Contract(
+            "generate",
+            "generate",
+            "Completions for the plan. Returns rollouts, and scores where it verifies inside (search).",
+            {
+                "plan": "list[Plan]: the rows of this shard",
+                "problems": _PROBLEMS,
+                "contexts": "dict[int, Context]: contexts named by the plan, by id",
+                "engine": "Engine: the policy",
+                "sample_seed": "Callable[[Problem, int], int]: seed of sample i of a problem",
+                "verifiers": "dict[str, Callable[[list[Rollout]], list[Score]]]: the recipe's verify stages, by label",
+                "progress": "Callable[[int, int], None]: progress(rollouts, tokens) so far in this shard",
+                "split": "str: 'train' or 'heldout'",
+                **_COMMON,
+            },
+            (Rollout, Score),
+            frozenset({"plan"}),
+        ),
+        Contract(
+            "verify",
+            "verify",
+            "Verdicts. An error (time-out, judge unreachable) is a row with verdict 'error' and a reason, not a zero.",
+            {
+                "rollouts": "list[Rollout]: to be judged",
+                "problems": _PROBLEMS,
+                "tasks": "dict[str, Task]: the recipe's tasks by label",
+                "scores": "list[Score]: what earlier verify stages of this round said of these rollouts",
+                "engine": "Engine: the policy that wrote them",
+                **_COMMON,
+            },
+            (Score,),
+            frozenset({"rollouts"}),
+        ),
+        Contract(
+            "filter",
+            "filter",
+            "Which rollouts to learn from. Never deletes: one decision a rollout.",
+            {
+                "rollouts": "list[Rollout]: this round's",
+                "scores": "list[Score]: this round's",
+                "decisions": "list[Decision]: of earlier filters of this round",
+                "problems": _PROBLEMS,
+                **_STATE,
+                **_COMMON,
+            },
+            (Decision,),
+            frozenset({"rollouts", "scores"}),
+        ),
+        Contract(
+            "synthesize",
+            "synthesize",
+            "New problems, with their parents. They can be selected from the next round on.",
+            {
+                "problems": "list[Problem]: active training problems",
+                "heldout_keys": "frozenset[str]: `problem_key` of every held-out problem; one of these is refused",
+                "pass_rates": "dict[int, PassRate]: this round included",
+                "tasks": "dict[str, Task]: the recipe's tasks by label",
+                "rollouts": "list[Rollout]: this round's",
+                "scores": "list[Score]: this round's",
+                "engine": "Engine: the policy",
+                **_STATE,
+                **_COMMON,
+            },
+            (Problem,),
+        ),
+        Contract(
+            "build",
+            "build",
+            "Training examples: SFT rows, preference pairs, or members of groups.",
+            {
+                "rollouts": "list[Rollout]: this round's",
+                "scores": "list[Score]: of them",
+                "decisions": "list[Decision]: of them",
+                "problems": _PROBLEMS,
+                **_STATE,
+                **_COMMON,
+            },
+            (Example,),
+            frozenset({"rollouts"}),
+        ),
+        Contract(
+            "objective",
+            "objectives",
+            "A loss from log-probabilities. Returns a `Loss` (strop.core.trainer.objective).",
+            {"batch": "SequenceBatch or PairBatch, by the `examples` the mark declares"},
+            (),
+        ),
+        Contract(
+            "evaluate",
+            "evaluate",
+            "Metrics of a policy from its held-out rollouts.",
+            {
+                "rollouts": "list[Rollout]: the policy's held-out rollouts",
+                "scores": "list[Score]: of them",
+                "problems": _PROBLEMS,
+                "history": "list[Metric]: of earlier rounds of this run",
+                **_COMMON,
+            },
+            (Metric,),
+        ),
+        Contract(
+            "gate",
+            "gate",
+            "Whether the candidate replaces the champion. Returns a `Verdict` (promote, keep, roll_back, stop).",
+            {
+                "candidate": "Examined: the candidate's metrics and per-problem held-out pass rates",
+                "champion": "Examined: the champion's",
+                **_COMMON,
+            },
+            (),
+        ),
+        Contract(
+            "control",
+            "control",
+            "Overrides for the next round. Returns {'stage.key': value}, as `--set` would write them.",
+            {
+                "metrics": "list[Metric]: of every round so far",
+                "rollouts": "list[Rollout]: this round's",
+                "scores": "list[Score]: this round's",
+                **_STATE,
+                **_COMMON,
+            },
+            (),
+        ),
+        Contract(
+            "memory",
+            "memory",
+            "Edits of the context library. Returns context rows; a plan row names the context it wants.",
+            {
+                "contexts": "list[Context]: the library as it stands",
+                "rollouts": "list[Rollout]: this round's",
+                "scores": "list[Score]: this round's",
+                "problems": _PROBLEMS,
+                "engine": "Engine: the policy",
+                **_STATE,
+                **_COMMON,
+            },
+            (Context,),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PassRate:
+    """How often a problem was solved; rollouts whose verdict is an error count in neither number."""
+
+    problem_id: int
+    n: int
+    passed: int
+    round: int
+    """The last round that sampled it."""
+
+    @property
+    def rate(self) -> float:
+        """Share solved."""
+        return self.passed / self.n
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A policy as its held-out examination shows it."""
+
+    policy_id: int
+    metrics: list[Metric]
+    pass_rates: dict[int, PassRate]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gate says."""
+
+    action: str
+    """'promote', 'keep' (the champion stays), 'roll_back' (likewise, and later rounds start from it) or 'stop'."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Rows together with state, from a plugin that asked for `state`. The state must survive JSON."""
+
+    rows: Sequence[Row]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A source of problems."""
+
+    problems: Callable[[], list[Problem]]
+    """Every problem, both splits; the same list on every call."""
+    more: Callable[[str | None, float | None, int, int], list[Problem]] | None = None
+    """more(category, level, n, seed): up to n new problems like those; None = the task cannot make any."""
+    score: Callable[[Problem, str], Score] | None = None
+    """score(problem, completion): the task's own verdict; None = it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the `@stage` mark wrote on a function."""
+
+    stage: str
+    version: str
+    config: type[Config]
+    handles: tuple[str, ...]
+    needs: frozenset[str] = frozenset()
+    """Wide rollout columns the plugin reads ('token_ids', 'logps'); left out of its rows otherwise."""
+    examples: str | None = None
+    """Objectives: the kind of example they learn from, 'sft', 'pair' or 'group'."""
+    requires: frozenset[str] = frozenset()
+    """Engine capabilities it calls ('score', 'next_logits', 'hidden'); objectives: 'reference'."""
+
+
+def stage(
+    name: str,
+    *,
+    version: str = "1",
+    needs: Sequence[str] = (),
+    examples: str | None = None,
+    requires: Sequence[str] = (),
+) -> Callable[[F], F]:
+    """Mark a function as the plugin of its module for one stage.
+
+    `version` is part of every content key and of every score: raise it when the function's answers change.
+    Raises PluginError when the signature does not fit the stage.
+    """
+    if name not in STAGES:
+        raise PluginError(f"@stage({name!r}): no such stage{did_you_mean(name, STAGES)}")
+    contract = STAGES[name]
+
+    def mark(function: F) -> F:
+        where = f"{function.__module__}.{function.__name__}"
+        parameters = list(inspect.signature(function).parameters.values())
+        if not parameters or parameters[0].name != "config":
+            raise PluginError(f"{where}: the first parameter must be `config`, annotated with a Config class")
+        config = parameters[0].annotation
+        if isinstance(
+            config, str
+        ):  # only this annotation is resolved: others may name types imported for checking alone
+            config = function.__globals__.get(config)
+        if not (isinstance(config, type) and issubclass(config, Config)):
+            raise PluginError(f"{where}: annotate `config` with a subclass of strop.core.plugin.Config")
+        handles = []
+        for parameter in parameters[1:]:
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                raise PluginError(f"{where}: put `*` after `config`; handles are keyword-only, got {parameter.name!r}")
+            if parameter.name not in contract.handles:
+                raise PluginError(
+                    f"{where}: a {name} plugin has no handle {parameter.name!r}"
+                    f"{did_you_mean(parameter.name, contract.handles)}"
+                )
+            handles.append(parameter.name)
+        function.__strop__ = Mark(  # type: ignore[attr-defined]
+            name, version, config, tuple(handles), frozenset(needs), examples, frozenset(requires)
+        )
+        return function
+
+    return mark

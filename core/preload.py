@@ -1,0 +1,5 @@
+"""Imported once by the fork server, so that every worker and every trainer starts with the heavy modules loaded."""
+
+import transformers.models.auto.modeling_auto
+import transformers.models.auto.tokenization_auto
+import transformers.models.llama.modeling_llama  # noqa: F401

@@ -1,0 +1,396 @@
+"""A recipe: the stages of a round, their plugins and settings, read from YAML and checked before anything runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import Field, PositiveInt, ValidationError
+
+from strop.core import registry
+from strop.core.plugin import STAGES, Config
+from strop.core.registry import Plugin
+from strop.core.trainer.config import Train
+from strop.core.yaml_source import Location, Source, parse_file
+from strop.storage.errors import PluginError, RecipeError, did_you_mean
+from strop.storage.ids import digest
+
+RECIPES = Path(__file__).parent.parent / "flows" / "recipes"
+ROUND_KINDS = [
+    "select",
+    "generate",
+    "verify",
+    "filter",
+    "synthesize",
+    "build",
+    "train",
+    "evaluate",
+    "gate",
+    "control",
+    "memory",
+]
+WRITES = {
+    "select": ("plan",),
+    "generate": ("rollouts",),
+    "verify": ("scores",),
+    "filter": ("decisions",),
+    "build": ("examples",),
+    "train": ("policy",),
+    "evaluate": ("metrics",),
+}
+"""What each kind of stage makes for the later ones of its round."""
+NEEDS = {"train": ("examples",), "gate": ("policy", "metrics")}
+"""What stages outside the plugin contract's `reads` need."""
+
+
+class RecipeFile(Config):
+    """The top level of a recipe file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
+    """Lower-case letters, digits, `-` and `_`; run ids start with it."""
+    description: str = ""
+    """One line, shown by `strop plan` and in lists."""
+    seed: int = 0
+    """Seed of the run; `--seed` overrides it."""
+    rounds: PositiveInt
+    """How many rounds to run; `--rounds` overrides it, and a finished run can be continued with more."""
+    shard_rollouts: PositiveInt = 1024
+    """Rollouts committed together: what a crash can lose per worker."""
+    workers: PositiveInt | Literal["auto"] = "auto"
+    """Processes that sample and verify: one per CPU core, or one where there is a GPU."""
+    base: str | dict[str, Any]
+    """The plugin that gives the first policy."""
+    tasks: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
+    """The plugins that give the problems."""
+    engine: str | dict[str, Any] = "hf"
+    """The plugin that samples."""
+    heldout: dict[str, Any] = Field(default_factory=dict)
+    """How every policy is examined: a generate plugin (default `sample`) and its settings on the held-out problems."""
+    round: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    """The stages of a round, in order: `- kind: plugin` or `- kind: {use: plugin, ...}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage of a recipe with its plugin and checked settings."""
+
+    label: str
+    """Unique within the recipe: the kind, or `kind.name` where the kind stands more than once."""
+    kind: str
+    name: str
+    """What rows carry as scorer, decider or builder: `as`, or the plugin's name."""
+    plugin: Plugin
+    config: Config
+    objective: Config | None = None
+    """Settings of the objective; `train` only, whose `plugin` is the objective's and `config` the trainer's."""
+    split: str = "train"
+    location: Location = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what the step does, as plain values."""
+        found: dict[str, Any] = {"use": self.plugin.name, "as": self.name, **self.config.model_dump(mode="json")}
+        if self.objective is not None:
+            found["objective"] = {"use": self.plugin.name, **self.objective.model_dump(mode="json")}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A checked recipe."""
+
+    name: str
+    description: str
+    seed: int
+    rounds: int
+    shard_rollouts: int
+    workers: int | Literal["auto"]
+    base: Step
+    tasks: tuple[Step, ...]
+    engine: Step
+    examine: tuple[Step, ...]
+    """How a policy is examined: sampling on held-out problems, the verify stages, the evaluate stages."""
+    round: tuple[Step, ...]
+    """The stages in order; before the first `evaluate` stand the steps that sample and verify held-out problems."""
+    path: Path | None
+    source: Source = field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where local plugin files and relative paths start."""
+        return self.path.parent if self.path else Path.cwd()
+
+    def canonical(self) -> dict[str, Any]:
+        """The recipe with every default written out."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "rounds": self.rounds,
+            "shard_rollouts": self.shard_rollouts,
+            "base": self.base.settings(),
+            "tasks": {step.name: step.settings() for step in self.tasks},
+            "engine": self.engine.settings(),
+            "round": [{step.label: step.settings()} for step in self.round],
+        }
+
+    def identity(self) -> str:
+        """Hash of all that decides what a round does; the number of rounds does not."""
+        return digest({k: v for k, v in self.canonical().items() if k != "rounds"}, size=8)
+
+    def override(self, overrides: Sequence[str]) -> Recipe:
+        """The recipe with `key=value` overrides applied, checked again."""
+        return _build(_overridden(self.source, overrides), self.path)
+
+
+def shipped() -> dict[str, str]:
+    """Names of the shipped recipes with their descriptions."""
+    return {path.stem: str(parse_file(path).data.get("description", "")) for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def load(name_or_path: str, *, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """Read and check a recipe: a file, or the name of a shipped one.
+
+    Raises RecipeError or PluginError, naming file and line.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
+        path = RECIPES / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise RecipeError(
+                f"no shipped recipe {name_or_path!r}{did_you_mean(name_or_path, shipped())} "
+                "(a recipe of your own: give its file, my.yaml)"
+            )
+    elif not path.is_file():
+        raise RecipeError(f"there is no file {path}; shipped recipes: {', '.join(shipped())}")
+    source = parse_file(path)
+    extra = [] if seed is None else [f"seed={seed}"]
+    return _build(_overridden(source, [*overrides, *extra]), path.resolve())
+
+
+def default_run_id(recipe: Recipe) -> str:
+    """The run id of a recipe and seed when none is given: the same command line finds the same run."""
+    return f"{recipe.name}-s{recipe.seed}-{recipe.identity()[:6]}"
+
+
+def _build(source: Source, path: Path | None) -> Recipe:
+    try:
+        top = RecipeFile.model_validate(source.data)
+    except ValidationError as error:
+        raise _first_error(error, RecipeFile, source, ()) from error
+    folder = path.parent if path else Path.cwd()
+    entries = [_round_entry(item, i, source) for i, item in enumerate(top.round)]
+    kinds = [kind for kind, _, _ in entries]
+    steps = [
+        _step(kind, value, location, source, folder, repeated=kinds.count(kind) > 1)
+        for kind, value, location in entries
+    ]
+    heldout = {"use": "sample", "as": "heldout", "n": 8, **top.heldout}
+    examine = [
+        replace(_step("generate", heldout, ("heldout",), source, folder), label="heldout", split="heldout"),
+        *(replace(step, label=f"heldout.{step.label}", split="heldout") for step in steps if step.kind == "verify"),
+    ]
+    steps = [replace(step, split="heldout") if step.kind == "evaluate" else step for step in steps]
+    evaluates = [step for step in steps if step.kind == "evaluate"]
+    if evaluates:
+        at = steps.index(evaluates[0])
+        steps[at:at] = examine
+    recipe = Recipe(
+        top.name,
+        top.description,
+        top.seed,
+        top.rounds,
+        top.shard_rollouts,
+        top.workers,
+        _step("base", top.base, ("base",), source, folder),
+        tuple(
+            _step("task", value, ("tasks", i), source, folder, repeated=len(top.tasks) > 1)
+            for i, value in enumerate(top.tasks)
+        ),
+        _step("engine", top.engine, ("engine",), source, folder),
+        (*examine, *evaluates) if evaluates else (),
+        tuple(steps),
+        path,
+        source,
+    )
+    _check_order(recipe, source)
+    return recipe
+
+
+def _round_entry(item: dict[str, Any], index: int, source: Source) -> tuple[str, Any, Location]:
+    at: Location = ("round", index)
+    if len(item) != 1:
+        raise source.error(at, f"one stage an entry, `- generate: sample`; this one has {len(item)}: {', '.join(item)}")
+    kind, value = next(iter(item.items()))
+    if kind not in ROUND_KINDS:
+        raise source.error((*at, kind), f"unknown stage {kind!r}{did_you_mean(kind, ROUND_KINDS)}")
+    return kind, value, (*at, kind)
+
+
+def _step(kind: str, value: Any, at: Location, source: Source, folder: Path, *, repeated: bool = False) -> Step:
+    if kind == "train":
+        return _train_step(value, at, source, folder, repeated)
+    use, name, settings = _entry(kind, value, at, source)
+    plugin, config = _configured(kind, use, settings, at, source, folder)
+    name = name or plugin.name
+    return Step(f"{kind}.{name}" if repeated else kind, kind, name, plugin, config, location=at)
+
+
+def _train_step(value: Any, at: Location, source: Source, folder: Path, repeated: bool) -> Step:
+    settings = {"objective": value} if isinstance(value, str) else dict(value or {})
+    name = settings.pop("as", None)
+    try:
+        config = Train.model_validate(settings)
+    except ValidationError as error:
+        raise _first_error(error, Train, source, at) from error
+    use, _, objective_settings = _entry("objective", config.objective, (*at, "objective"), source)
+    plugin, objective = _configured("objective", use, objective_settings, (*at, "objective"), source, folder)
+    name = name or plugin.name
+    return Step(f"train.{name}" if repeated else "train", "train", name, plugin, config, objective, location=at)
+
+
+def _entry(kind: str, value: Any, at: Location, source: Source) -> tuple[str, str | None, dict[str, Any]]:
+    if isinstance(value, str):
+        return value, None, {}
+    if not isinstance(value, dict) or not isinstance(value.get("use"), str):
+        raise source.error(at, f"name the {kind} plugin: `{kind}: name` or `{kind}: {{use: name, ...}}`")
+    settings = dict(value)
+    return settings.pop("use"), settings.pop("as", None), settings
+
+
+def _configured(
+    kind: str, use: str, settings: dict[str, Any], at: Location, source: Source, folder: Path
+) -> tuple[Plugin, Config]:
+    try:
+        plugin = registry.find(kind, use, folder=folder)
+    except PluginError as error:
+        raise type(error)(str(source.error((*at, "use"), str(error)))) from error
+    for key, value in settings.items():
+        field_info = plugin.mark.config.model_fields.get(key)
+        is_path = field_info is not None and Path in (field_info.annotation, *get_args(field_info.annotation))
+        if isinstance(value, str) and (is_path or value.startswith(("./", "../"))):
+            settings[key] = str((folder / Path(value).expanduser()).resolve())
+    try:
+        return plugin, plugin.configure(settings)
+    except ValidationError as error:
+        raise _first_error(error, plugin.mark.config, source, at) from error
+
+
+def _first_error(error: ValidationError, config: type[Config], source: Source, at: Location) -> RecipeError:
+    found = registry.describe_errors(error, config)
+    location, message = found[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return source.error((*at, *location), message + more)
+
+
+def _check_order(recipe: Recipe, source: Source) -> None:
+    """Every stage reads only what an earlier one of the round wrote."""
+    written: set[str] = set()
+    for step in recipe.round:
+        if step.split == "heldout" and step.kind != "evaluate":
+            continue
+        stage = "objective" if step.kind == "train" else step.kind
+        reads = {*STAGES[stage].reads & set(step.plugin.mark.handles), *NEEDS.get(step.kind, ())}
+        if step.kind == "verify" and "scores" in step.plugin.mark.handles:
+            reads.discard("scores")
+        for handle in sorted(reads - written):
+            writer = next(kind for kind, made in WRITES.items() if handle in made)
+            raise source.error(
+                step.location,
+                f"`{step.label}` reads {handle}, which no earlier stage writes: put a `{writer}` before it",
+            )
+        written.update(WRITES.get(step.kind, ()))
+    labels = [step.label for step in recipe.round]
+    for step in recipe.round:
+        if labels.count(step.label) > 1:
+            raise source.error(
+                step.location, f"two stages are called {step.label!r}; give one of them a name: `as: other`"
+            )
+    trains = [step for step in recipe.round if step.kind == "train"]
+    if len(trains) > 1:
+        raise source.error(trains[1].location, "one `train` a round: a round makes one candidate policy")
+
+
+def _overridden(source: Source, overrides: Sequence[str]) -> Source:
+    data = copy.deepcopy(source.data)
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"--set {text!r}: write stage.key=value, e.g. --set generate.n=16")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {text!r}: {raw!r} is not a YAML value") from error
+        _set(data, key.strip(), value, text)
+    return Source(source.name, data, source.lines)
+
+
+def _set(data: dict[str, Any], key: str, value: Any, text: str) -> None:
+    head, _, rest = key.partition(".")
+    if head in {"base", "engine"} and rest:
+        data[head] = _as_mapping(data.get(head, "hf"))
+        return _set_path(data[head], rest, value)
+    if head in RecipeFile.model_fields and head not in {"round", "tasks"}:
+        return _set_path(data, key, value)
+    if head in {"task", "tasks"}:
+        candidates = {_name_of(entry): ("tasks", i, None) for i, entry in enumerate(data.get("tasks", []))}
+        prefix = head
+    else:
+        entries = [(i, *next(iter(item.items()))) for i, item in enumerate(data.get("round", [])) if len(item) == 1]
+        candidates = {_name_of(entry): ("round", i, kind) for i, kind, entry in entries if kind == head}
+        prefix = head
+        if not candidates:
+            known = {kind for _, kind, _ in entries} | set(RecipeFile.model_fields) - {"round"} | {"task"}
+            raise RecipeError(f"--set {text!r}: the recipe has no {head!r}{did_you_mean(head, known)}")
+    if not rest:
+        raise RecipeError(f"--set {text!r}: name a key of {head!r}, e.g. {head}.key=value")
+    name, _, tail = rest.partition(".")
+    if name in candidates and tail:
+        place, rest = candidates[name], tail
+    elif len(candidates) == 1:
+        place = next(iter(candidates.values()))
+    else:
+        raise RecipeError(
+            f"--set {text!r}: there are {len(candidates)} {head} entries; write one of "
+            + ", ".join(f"{prefix}.{n}.key=value" for n in candidates)
+        )
+    _, index, kind = place
+    holder, slot = (data["tasks"], index) if kind is None else (data["round"][index], kind)
+    holder[slot] = _as_mapping(holder[slot], "objective" if kind == "train" else "use")
+    return _set_path(holder[slot], rest, value)
+
+
+def _set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        inner = mapping.get(parent)
+        if not isinstance(inner, dict):
+            inner = {} if inner is None else {"use": inner}
+            mapping[parent] = inner
+        mapping = inner
+    mapping[last] = value
+
+
+def _as_mapping(entry: Any, key: str = "use") -> dict[str, Any]:
+    return dict(entry) if isinstance(entry, dict) else {key: entry}
+
+
+def _name_of(entry: Any) -> str:
+    if isinstance(entry, str):
+        return entry
+    return str(entry.get("as") or entry.get("use") or _name_of(entry.get("objective", ""))) if entry else ""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def json_schema() -> dict[str, Any]:
+    """The recipe's JSON schema (see `recipe_schema`)."""
+    from strop.core.recipe_schema import json_schema as schema
+
+    return schema()

@@ -1,0 +1,246 @@
+"""A run in progress: its recipe, lake, ledger and workers, and how one shard of work becomes one commit."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from strop.core.events import Event, OnEvent, StepResult
+from strop.core.execute import Call, Output, execute, in_worker
+from strop.core.finish import Stamp
+from strop.core.recipe import Recipe, Step, canonical_json
+from strop.core.seeds import derive
+from strop.core.workers import Workers
+from strop.storage.errors import StageError
+from strop.storage.ids import digest, shard_number
+from strop.storage.lake import Lake
+from strop.storage.tables import PluginState, Policy, Row, StageRun
+
+R = TypeVar("R", bound=Row)
+
+READS = {
+    "generate": {"select", "memory"},
+    "verify": {"generate", "verify"},
+    "filter": {"generate", "verify", "filter"},
+    "synthesize": {"generate", "verify"},
+    "build": {"generate", "verify", "filter"},
+    "train": {"build"},
+    "evaluate": {"generate", "verify"},
+    "gate": {"train", "evaluate"},
+    "control": {"generate", "verify", "evaluate"},
+    "memory": {"generate", "verify"},
+}
+"""Kinds of stage whose rows of the same round a kind reads; their keys are part of its own."""
+
+
+@dataclass(slots=True)
+class Session:
+    """Everything the steps of one run share."""
+
+    recipe: Recipe
+    lake: Lake
+    run_id: str
+    seed: int
+    workers: Workers
+    cores: int
+    emit: OnEvent
+    ledger: dict[tuple[int, str], dict[int, StageRun]] = field(default_factory=dict)
+    """(round, label) -> shard -> its committed row."""
+    _cache: dict[tuple[Any, ...], list[Any]] = field(default_factory=dict)
+
+    def read(self, row: type[R], where: str, params: Sequence[object] = (), without: Iterable[str] = ()) -> list[R]:
+        """Rows of this run in order of id; kept until a commit touches their table."""
+        key = (row.TABLE, where, tuple(params), tuple(sorted(without)))
+        if key not in self._cache:
+            order = f" ORDER BY {row.ID}" if row.ID else ""
+            found = self.lake.rows(
+                row, f"run_id = ? AND ({where}){order}", [self.run_id, *params], without=set(without)
+            )
+            self._cache[key] = found
+        return self._cache[key]
+
+    def forget(self, tables: Iterable[str]) -> None:
+        """Drop what was read from these tables."""
+        for key in [key for key in self._cache if key[0] in set(tables)]:
+            del self._cache[key]
+
+    def policies(self) -> list[Policy]:
+        """The run's policies, oldest first."""
+        return sorted(self.read(Policy, "true"), key=lambda p: p.round)
+
+    def champion(self) -> Policy:
+        """The policy that generates. There is always one once round 0 has its base."""
+        return next(p for p in self.policies() if p.status == "champion")
+
+    def candidate(self, round: int) -> Policy:
+        """The policy this round made, else the champion."""
+        return next((p for p in self.policies() if p.round == round), None) or self.champion()
+
+    def directory(self, policy: Policy) -> Path:
+        """Where a policy's checkpoint lies."""
+        return self.lake.root / policy.path
+
+    def upstream(self, round: int, step: Step) -> list[str]:
+        """Keys of the stage runs a step reads, its policy's included, sorted."""
+        labels = {s.label for s in self.recipe.round if s.kind in READS.get(step.kind, set()) and s.split == step.split}
+        if step.kind in {"evaluate", "gate", "control"}:
+            labels |= {s.label for s in self.recipe.round if s.split == "heldout" or s.kind == "evaluate"}
+        keys = {r.key for label in labels - {step.label} for r in self.ledger.get((round, label), {}).values()}
+        return sorted(keys)
+
+    def step_seed(self, round: int, step: Step) -> int:
+        """The seed handed to a step's plugin."""
+        return derive(self.seed, "stage", round, step.label)
+
+    def stage_run(
+        self, round: int, step: Step, shard: int = 0, shards: int = 1, upstream: Sequence[str] = ()
+    ) -> StageRun:
+        """The ledger row of a shard, before the work: its key decides whether there is any to do."""
+        settings = canonical_json(step.settings())
+        version = step.plugin.mark.version
+        seed = self.step_seed(round, step)
+        key = digest(
+            self.run_id, round, step.label, shard, shards, step.plugin.name, version, settings, list(upstream), seed
+        )
+        return StageRun(
+            run_id=self.run_id,
+            round=round,
+            stage_run_id=shard_number(self.run_id, round, step.label, shard),
+            key=key,
+            stage=step.label,
+            kind=step.kind,
+            shard=shard,
+            shards=shards,
+            plugin=step.plugin.name,
+            plugin_version=version,
+            config_json=settings,
+            upstream=list(upstream),
+            seed=seed,
+            rows_json="{}",
+        )
+
+    def committed(self, round: int, label: str) -> bool:
+        """Whether every shard of the step is in the ledger."""
+        found = self.ledger.get((round, label), {})
+        return bool(found) and len(found) == next(iter(found.values())).shards
+
+    def stamp(self, run: StageRun, step: Step, **more: Any) -> Stamp:
+        """Where the rows of that shard belong."""
+        return Stamp(self.run_id, run.round, run.stage_run_id, step.name, split=step.split, **more)
+
+    def commit(
+        self,
+        run: StageRun,
+        *,
+        counts: dict[str, int],
+        seconds: float,
+        tokens: int = 0,
+        files: dict[str, list[Path]] | None = None,
+        rows: dict[str, list[Row]] | None = None,
+        policy_status: dict[int, str] | None = None,
+    ) -> None:
+        """One shard, one transaction."""
+        now = datetime.datetime.now(datetime.UTC)
+        run = replace(
+            run,
+            rows_json=canonical_json(counts),
+            tokens=tokens or None,
+            seconds=round(seconds, 4),
+            started_at=now - datetime.timedelta(seconds=seconds),
+            host=socket.gethostname(),
+        )
+        self.lake.commit(
+            run,
+            files=files or {},
+            rows=rows or {},
+            policy_status=policy_status or {},
+            message=f"{self.run_id} round {run.round} {run.stage} {run.shard + 1}/{run.shards}",
+        )
+        self.ledger.setdefault((run.round, run.stage), {})[run.shard] = run
+        self.forget([*(files or {}), *(rows or {}), "stage_runs", *(["policies"] if policy_status else [])])
+
+    def run_calls(
+        self, round: int, step: Step, calls: Sequence[tuple[StageRun, Callable[[], Call]]], total: int = 0
+    ) -> StepResult:
+        """Do the shards that are not committed yet, in workers where the plugin belongs there, and commit each."""
+        started = time.perf_counter()
+        there = self.ledger.get((round, step.label), {})
+        todo = [(run, make) for run, make in calls if run.shard not in there]
+        if not todo:
+            return self._result(step.label, round, 0.0, skipped=True)
+        self.emit(Event("stage_start", self.run_id, round, step.label, total=total))
+        progress: dict[int, tuple[int, int]] = {}
+
+        def report(index: int, value: tuple[int, int]) -> None:
+            progress[index] = value
+            done, tokens = map(sum, zip(*progress.values(), strict=True))
+            self.emit(
+                Event("progress", self.run_id, round, step.label, done, total, tokens, time.perf_counter() - started)
+            )
+
+        if in_worker(step.plugin):
+            outputs = self.workers.run(execute, [make() for _, make in todo], report)
+        else:
+            outputs = ((i, execute(make(), lambda v, i=i: report(i, v))) for i, (_, make) in enumerate(todo))  # type: ignore[misc]
+        try:
+            for index, output in outputs:
+                self._commit_output(todo[index][0], step, output)
+        except StageError as error:
+            raise StageError(f"round {round}, {step.label}: {error}") from error
+        return self.finished(step, round, started)
+
+    def _commit_output(self, run: StageRun, step: Step, output: Output) -> None:
+        rows: dict[str, list[Row]] = {}
+        if output.state is not None:
+            rows["plugin_state"] = [self.state_row(run, step, output.state)]
+        self.commit(
+            run, counts=output.counts, seconds=output.seconds, tokens=output.tokens, files=output.files, rows=rows
+        )
+
+    def state_row(self, run: StageRun, step: Step, state: dict[str, Any]) -> Row:
+        """A plugin's state as a row. Raises StageError when it does not survive JSON."""
+        try:
+            text = canonical_json(state)
+        except (TypeError, ValueError) as error:
+            raise StageError(f"{step.label}: the state returned must be plain JSON values: {error}") from error
+        return PluginState(
+            run_id=self.run_id, round=run.round, stage_run_id=run.stage_run_id, stage=step.label, state_json=text
+        )
+
+    def state_of(self, step: Step, round: int) -> dict[str, Any] | None:
+        """What the step's plugin returned as state in the last round before this one."""
+        rows = self.read(PluginState, "stage = ? AND round < ?", [step.label, round])
+        return json.loads(max(rows, key=lambda r: r.round).state_json) if rows else None
+
+    def out(self, run: StageRun) -> Path:
+        """Where a shard's worker writes its files before they are committed; a retry overwrites what a kill left."""
+        return self.lake.staging / run.key
+
+    def relabelled(self, step: Step, label: str) -> Step:
+        """The step under another label: tasks stand in the ledger as `task.<name>`."""
+        return replace(step, label=label)
+
+    def finished_before(self, label: str, round: int, *, skipped: bool = True, seconds: float = 0.0) -> StepResult:
+        """The result of a step of round 0, from the ledger."""
+        return self._result(label, round, seconds, skipped=skipped)
+
+    def finished(self, step: Step, round: int, started: float) -> StepResult:
+        """The result of a step that has just been committed."""
+        return self._result(step.label, round, time.perf_counter() - started, skipped=False)
+
+    def _result(self, label: str, round: int, seconds: float, *, skipped: bool) -> StepResult:
+        counts: dict[str, int] = {}
+        tokens = 0
+        for run in self.ledger.get((round, label), {}).values():
+            tokens += run.tokens or 0
+            for table, n in json.loads(run.rows_json).items():
+                counts[table] = counts.get(table, 0) + n
+        kind = "stage_skipped" if skipped else "stage_done"
+        self.emit(Event(kind, self.run_id, round, label, tokens=tokens, seconds=seconds, detail={"rows": counts}))
+        return StepResult(label, round, counts, tokens, seconds, skipped)

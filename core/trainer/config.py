@@ -1,0 +1,73 @@
+"""How a `train` stage trains: where it starts, on which rounds' examples, with which optimiser. Imports no torch.
+
+Defaults suit LoRA or full fine-tuning of models up to a few billion parameters. Left out: optimiser choice (AdamW,
+betas .9/.999) and truncation (an example that does not fit is an error that names it, never a silently cut answer).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from strop.core.plugin import Config
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Lora(Config):
+    """Low-rank adapters (Hu et al. 2021, 2106.09685) instead of full weights."""
+
+    r: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 32
+    """Scale: the adapters' product is multiplied by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' input."""
+    target_modules: str | list[str] = "all-linear"
+    """Modules to adapt: names, a regular expression, or 'all-linear' (every linear layer but the output head)."""
+    merge: bool = True
+    """Write full weights with the adapters merged in; false = the adapter alone, which only some engines load."""
+
+
+class Train(Config):
+    """Configuration of the `train` stage."""
+
+    objective: str | dict[str, Any] = "sft"
+    """The objective plugin: a name, or {use: name, ...config}."""
+    init_from: Literal["champion", "previous", "base"] = "champion"
+    """The policy training starts from: the champion, the last round's candidate, or the base policy."""
+    reference: Literal["init", "base", "previous", "champion"] = "init"
+    """The frozen reference policy, read only when the objective requires one; 'init' = where training starts."""
+    data_window: PositiveInt | Literal["all"] = 1
+    """Rounds whose examples are trained on, counted back from this one."""
+    lr: PositiveFloat = 1e-5
+    """Peak learning rate. Rule of thumb: 1e-5 full, 1e-4 with LoRA; preference objectives a tenth of it."""
+    epochs: PositiveInt = 2
+    """Passes over the examples."""
+    batch_tokens: PositiveInt = 16384
+    """Target tokens (those the loss covers) in one optimiser step, about."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Tokens, prompt and padding included, in one forward pass; bounds memory and changes no result. null = 8192 on a
+    GPU, 1024 on CPU, where a small model's activations then stay in its cache."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to zero after the warm-up."""
+    warmup: Share = 0.03
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay, on matrices only."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+    max_length: PositiveInt | None = None
+    """Longest prompt plus completion, in tokens; null = the model's context. A longer example is an error."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass (weights stay float32); auto = bfloat16 on a GPU that has it, else float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    lora: Lora | None = None
+    """Train low-rank adapters; null = full weights."""
+    save_every_steps: PositiveInt | None = None
+    """Steps between the trainer's own checkpoints, from which a killed run continues; null = about once a minute,
+    seldom enough that saving takes under a twentieth of the time."""
+    threads: PositiveInt | None = None
+    """CPU threads; null = as many as the run gives its trainer."""

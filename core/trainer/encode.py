@@ -1,0 +1,166 @@
+"""Turns rows of examples into token sequences with a loss mask, and refuses what cannot be trained on.
+
+Token ids that come with an example are used exactly: what was sampled is what is trained. Text is tokenised apart
+from its prompt, as the sampler met it, and ended with EOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from strop.core.trainer.job import name_ids
+from strop.storage.errors import StageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt and one completion as tokens."""
+
+    ids: IntArray
+    """[P + T] prompt, then completion."""
+    prompt_length: int
+    mask: FloatArray
+    """[T] 1.0 on completion tokens the loss covers."""
+
+    @property
+    def targets(self) -> int:
+        """Tokens the loss covers."""
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One example, ready to be batched."""
+
+    example_id: int
+    sequences: tuple[Encoded, ...]
+    """The completion, or the chosen one and the rejected one."""
+    weight: float
+    reward: float
+    """NaN where the rollout could not be scored, or where the kind has none."""
+    margin: float
+    group_id: int
+    """-1 where the kind has none."""
+    behaviour_logps: FloatArray | None
+
+    @property
+    def length(self) -> int:
+        """Length of its longest sequence."""
+        return max(len(s.ids) for s in self.sequences)
+
+    @property
+    def targets(self) -> int:
+        """Tokens the loss covers, a pair's both sides together."""
+        return sum(s.targets for s in self.sequences)
+
+
+def encode(table: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_length: int, longest: str) -> list[Item]:
+    """The examples as items, in the order of the rows.
+
+    `longest` says whose limit `max_length` is. Raises StageError, naming the rows: nothing for the loss to cover,
+    longer than `max_length`, a token id the model does not have.
+    """
+    rows = table.to_pylist()
+    prompts = encode_prompts([row["prompt"] for row in rows], tokenizer)
+    items = [_item(row, prompt, tokenizer) for row, prompt in zip(rows, prompts, strict=True)]
+    for bad, what in (
+        ([i for i in items if any(s.targets == 0 for s in i.sequences)], "the loss covers no token of these examples"),
+        (
+            [i for i in items if i.length > max_length],
+            f"these examples are longer than {longest}, {max_length} tokens (the longest has "
+            f"{max(i.length for i in items)}): filter them out, or sample with a smaller max_tokens",
+        ),
+        (
+            [i for i in items if any(((s.ids < 0) | (s.ids >= len(tokenizer))).any() for s in i.sequences)],
+            "these examples have token ids outside the policy's vocabulary: they come from another tokenizer",
+        ),
+    ):
+        if bad:
+            raise StageError(f"{what} (example ids {name_ids([i.example_id for i in bad])})")
+    return items
+
+
+def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of rendered prompts: BOS in front where the tokenizer sets one and the text does not bring its own."""
+    distinct = list(dict.fromkeys(prompts))
+    bos = tokenizer.bos_token
+    own = {p for p in distinct if isinstance(bos, str) and bos and p.startswith(bos)}
+    found: dict[str, list[int]] = {}
+    for members, special in (([p for p in distinct if p not in own], True), ([p for p in distinct if p in own], False)):
+        if members:
+            encoded = tokenizer(members, add_special_tokens=special)["input_ids"]
+            found.update(zip(members, encoded, strict=True))
+    eos = tokenizer.eos_token_id
+    if eos is not None and eos != tokenizer.bos_token_id:  # some tokenizers end every text with EOS
+        for prompt, ids in found.items():
+            if ids[-1:] == [eos] and not prompt.endswith(str(tokenizer.eos_token)):
+                found[prompt] = ids[:-1]
+    return [found[p] for p in prompts]
+
+
+def _item(row: dict[str, Any], prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> Item:
+    names = ("chosen", "rejected") if row["kind"] == "pair" else ("completion",)
+    behaviour = row["behaviour_logps"]
+    return Item(
+        example_id=row["example_id"],
+        sequences=tuple(
+            _sequence(prompt, row[name], row[f"{name}_token_ids"], row["loss_spans"], tokenizer) for name in names
+        ),
+        weight=1.0 if row["weight"] is None else row["weight"],
+        reward=float("nan") if row["reward"] is None else row["reward"],
+        margin=float("nan") if row["margin"] is None else row["margin"],
+        group_id=row["group_id"] if row["kind"] == "group" else -1,
+        behaviour_logps=None if behaviour is None else np.asarray(behaviour, dtype=np.float32),
+    )
+
+
+def _sequence(
+    prompt: list[int],
+    text: str | None,
+    token_ids: list[int] | None,
+    spans: list[int] | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Encoded:
+    ids = list(token_ids) if token_ids is not None else _text_ids(text or "", tokenizer)
+    if spans:
+        ends = piece_ends(ids, tokenizer)
+        covered = [_overlaps(a, b, spans) for a, b in zip([0, *ends], ends, strict=False)]
+    else:
+        covered = [True] * len(ids)
+    mask = np.asarray(covered, dtype=np.float32)
+    if not prompt and len(mask):  # nothing to predict the very first token from
+        mask[0] = 0.0
+    return Encoded(np.asarray([*prompt, *ids], dtype=np.int64), len(prompt), mask)
+
+
+def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise StageError("the policy's tokenizer has no eos_token: set one, or give completion_token_ids")
+    return [*ids, eos]
+
+
+def piece_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Character offset in the decoded text at which each token ends; special tokens have no width."""
+    return [
+        len(tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for i in range(len(ids))
+    ]
+
+
+def _overlaps(begin: int, end: int, spans: Sequence[int]) -> bool:
+    """Whether characters [begin, end) meet a span; a token without width belongs to the span that ends at it."""
+    pairs = zip(spans[::2], spans[1::2], strict=True)
+    return any((a < end and begin < b) if end > begin else a < begin <= b for a, b in pairs)

@@ -1,0 +1,142 @@
+"""Loads the policy to train, full or with adapters, and hands back what is to be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from strop.core.trainer.config import Lora, Train
+from strop.storage.errors import StageError
+
+ADAPTER = "adapter_config.json"
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A policy in memory."""
+
+    model: Any
+    """The causal language model; adapters, where there are any, sit inside it."""
+    wrapper: Any
+    """The PEFT wrapper that saves or merges the adapters; None for full weights."""
+    tokenizer: Any
+    dtype: torch.dtype
+    """Type its weights are stored in."""
+
+
+def load_policy(directory: Path, config: Train, *, device: str) -> Loaded:
+    """The policy in float32, in train mode; frozen weights stay as stored where arithmetic is bfloat16.
+
+    An unmerged adapter is trained on when the result is one too, else merged first.
+    Raises StageError: adapters that do not fit.
+    """
+    from transformers import AutoTokenizer
+
+    lora = config.lora
+    keep_dtype = lora is not None and use_bfloat16(config, device)
+    wrapper = None
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        if lora is not None and not lora.merge and (directory / ADAPTER).is_file():
+            wrapper, model, stored = load_adapter(directory, lora, keep_dtype)
+        else:
+            model, stored = load_model(directory, keep_dtype=keep_dtype)
+    model.to(device)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    if lora is not None and wrapper is None:
+        model.name_or_path = str(directory)  # what a kept adapter names as its base
+        wrapper = add_adapters(model, lora)
+    return Loaded(model, wrapper, tokenizer, stored)
+
+
+def load_model(directory: Path, *, keep_dtype: bool = False) -> tuple[Any, torch.dtype]:
+    """The model, in float32 unless its stored type is to be kept, and its stored type. Adapters are merged."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        if (directory / ADAPTER).is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            adapted = AutoPeftModelForCausalLM.from_pretrained(directory, dtype="auto")
+            stored: torch.dtype = adapted.get_base_model().dtype
+            model: Any = adapted.float().merge_and_unload()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+            stored = model.dtype
+    return (model if keep_dtype else model.float()), stored
+
+
+def load_adapter(directory: Path, lora: Lora, keep_dtype: bool) -> tuple[Any, Any, torch.dtype]:
+    """An unmerged adapter to train on: its wrapper, the model it sits in, and the stored type of the weights."""
+    from peft import AutoPeftModelForCausalLM
+
+    wrapper = AutoPeftModelForCausalLM.from_pretrained(directory, dtype="auto", is_trainable=True)
+    old = wrapper.peft_config["default"]
+    if (old.r, old.lora_alpha) != (lora.r, lora.alpha):
+        raise StageError(
+            f"the policy is an adapter of r {old.r}, alpha {old.lora_alpha}, and train.lora asks for r {lora.r}, alpha "
+            f"{lora.alpha}: write the same, or merge: true"
+        )
+    model = wrapper.get_base_model()
+    stored: torch.dtype = model.dtype
+    if not keep_dtype:
+        wrapper.float()
+    return wrapper, model, stored
+
+
+def add_adapters(model: Any, lora: Lora) -> Any:
+    """Put fresh adapters into the model, in place; everything else is frozen. Returns the PEFT wrapper."""
+    from peft import LoraConfig, get_peft_model
+
+    adapters = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number works
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with quiet():
+            return get_peft_model(model, adapters)
+    except ValueError as error:
+        raise StageError(f"train.lora does not fit the policy: {error}") from error
+
+
+def use_bfloat16(config: Train, device: str) -> bool:
+    """Whether the forward pass runs in bfloat16."""
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def pick_device() -> str:
+    """The accelerator where there is one."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars, and peft's use of an old name of theirs, off the terminal."""
+    import warnings
+
+    from transformers.utils import logging as module
+
+    logging: Any = module
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+            yield
+    finally:
+        if was:
+            logging.enable_progress_bar()

@@ -1,0 +1,171 @@
+"""The `train` stage: examples of the rounds in the window, a trainer process, and the policy that comes out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from strop.core.events import Event, StepResult
+from strop.core.recipe import Step, canonical_json
+from strop.core.session import Session
+from strop.core.trainer.config import Train
+from strop.core.trainer.job import TrainJob, TrainResult, write_examples
+from strop.core.workers import Workers
+from strop.storage.checkpoints import adopt
+from strop.storage.errors import StageError
+from strop.storage.tables import Policy, PolicyExample
+
+EXAMPLES = """
+SELECT e.example_id, e.kind, e.prompt, e.completion, e.chosen, e.rejected,
+       CASE WHEN e.kind <> 'pair' THEN a.token_ids END AS completion_token_ids,
+       CASE WHEN e.kind = 'pair' THEN a.token_ids END AS chosen_token_ids,
+       b.token_ids AS rejected_token_ids,
+       CASE WHEN e.kind = 'group' THEN a.logps END AS behaviour_logps,
+       e.reward, e.group_id, e.weight, e.margin, e.loss_spans
+FROM examples e
+LEFT JOIN rollouts a ON a.rollout_id = e.rollout_id AND a.completion = coalesce(e.completion, e.chosen)
+LEFT JOIN rollouts b ON b.rollout_id = e.rejected_rollout_id AND b.completion = e.rejected
+WHERE e.run_id = ? AND e.round BETWEEN ? AND ?
+ORDER BY e.example_id
+"""
+"""Sampled token ids are used where the example is the rollout's own text; an edited text is tokenised afresh."""
+
+
+def train_step(session: Session, round: int, step: Step) -> StepResult:
+    """Train this round's candidate, unless it is there. A killed training goes on from its own last checkpoint."""
+    if session.committed(round, step.label):
+        return session.run_calls(round, step, [])
+    started = time.perf_counter()
+    config = step.config
+    assert isinstance(config, Train)
+    run = session.stage_run(round, step, upstream=_upstream(session, round, step))
+    session.emit(Event("stage_start", session.run_id, round, step.label))
+    init = _start(session, config.init_from)
+    reference = init if config.reference == "init" else _start(session, config.reference)
+    needs_reference = "reference" in step.plugin.mark.requires
+    work = session.lake.root / "work" / run.key
+    first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
+    table = session.lake.arrow(EXAMPLES, [session.run_id, first, round])
+    try:
+        job = TrainJob(
+            init=session.directory(init),
+            reference=session.directory(reference) if needs_reference else None,
+            examples=write_examples(work / "examples.parquet", table),
+            output=work / "policy",
+            work=work / "checkpoints",
+            objective=step.plugin.name,
+            objective_origin=step.plugin.origin,
+            objective_config=step.objective.model_dump(mode="json") if step.objective else {},
+            train=config.model_dump(mode="json"),
+            seed=session.step_seed(round, step),
+            threads=session.cores,
+        )
+        result = _in_own_process(session, job, round, step)
+    except StageError as error:
+        raise StageError(f"round {round}, {step.label}: {error}") from error
+    path, content_hash = adopt(session.lake.root, result.output)
+    policy = Policy(
+        run_id=session.run_id,
+        round=round,
+        stage_run_id=run.stage_run_id,
+        policy_id=run.stage_run_id << 20,
+        name=f"{session.run_id}/r{round}",
+        status="candidate",
+        kind=result.kind,
+        parent_policy_id=init.policy_id,
+        reference_policy_id=reference.policy_id if needs_reference else None,
+        path=str(path),
+        content_hash=content_hash,
+        objective=step.plugin.name,
+        examples=result.examples,
+        steps=result.steps,
+        loss=result.loss,
+        detail=canonical_json({"metrics": result.metrics[-1:]}),
+    )
+    links = [
+        PolicyExample(
+            run_id=session.run_id,
+            round=round,
+            stage_run_id=run.stage_run_id,
+            policy_id=policy.policy_id,
+            example_id=example_id,
+        )
+        for example_id in table.column("example_id").to_pylist()
+    ]
+    gated = any(s.kind == "gate" for s in session.recipe.round)
+    status = {} if gated else _promotion(session, policy)
+    if not gated:
+        policy = _with_status(policy, "champion")
+    session.commit(
+        run,
+        counts={"policies": 1, "policy_examples": len(links)},
+        seconds=time.perf_counter() - started,
+        tokens=result.tokens,
+        rows={"policies": [policy], "policy_examples": list(links)},
+        policy_status=status,
+    )
+    shutil.rmtree(work, ignore_errors=True)
+    return session.finished(step, round, started)
+
+
+def _upstream(session: Session, round: int, step: Step) -> list[str]:
+    return session.upstream(round, step)
+
+
+def _start(session: Session, which: str) -> Policy:
+    if which == "champion":
+        return session.champion()
+    policies = session.policies()
+    return policies[0] if which == "base" else policies[-1]
+
+
+def _promotion(session: Session, policy: Policy) -> dict[int, str]:
+    return {p.policy_id: "retired" for p in session.policies() if p.status == "champion"}
+
+
+def _with_status(policy: Policy, status: str) -> Policy:
+    import dataclasses
+
+    return dataclasses.replace(policy, status=status)
+
+
+def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> TrainResult:
+    """A fresh process, so that the memory training took is free when generation starts again."""
+
+    def show(_: int, value: dict[str, Any]) -> None:
+        session.emit(
+            Event(
+                "progress",
+                session.run_id,
+                round,
+                step.label,
+                int(value.get("step", 0)),
+                int(value.get("steps", 0)),
+                int(value.get("tokens", 0)),
+                detail=value,
+            )
+        )
+
+    trainer = Workers(1, session.lake.root / "logs" / session.run_id / "train", threads=session.cores)
+    try:
+        ((_, result),) = trainer.run(_train, [job], show)
+    finally:
+        trainer.release()
+    assert isinstance(result, TrainResult)
+    return result
+
+
+def _train(job: TrainJob, report: Callable[[Any], None]) -> TrainResult:
+    from strop.core.trainer.train import train
+
+    return train(job, report)
+
+
+def checkpoint_path(session: Session, path: Path) -> str:
+    """A checkpoint's path as the lake stores it: relative where it lies inside the lake."""
+    root = session.lake.root.resolve()
+    path = path.resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

@@ -1,0 +1,184 @@
+"""Worker processes for the heavy stages: forked from a server that has torch loaded, gone when a stage needs no more.
+
+Each worker has its own process group and dies with its parent, so that neither Ctrl-C nor a kill -9 leaves one
+behind. Its output goes to a log file. A worker that dies takes its job with it: the stage fails, naming the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from strop.storage.errors import StageError, StropError
+
+Job = Callable[[Any, Callable[[Any], None]], Any]
+"""A module-level function job(argument, report) -> result; `report` sends progress to the parent."""
+
+PRELOAD = ("strop.core.preload",)
+GRACE_S = 5.0
+
+
+class Workers:
+    """A pool of up to `count` processes, started when first needed."""
+
+    def __init__(self, count: int, log_dir: Path, *, threads: int = 1, preload: Sequence[str] = PRELOAD) -> None:
+        self.count = count
+        self.threads = threads
+        self._log_dir = log_dir
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(preload))
+        self._workers: list[_Worker] = []
+
+    def run(
+        self, job: Job, arguments: Sequence[Any], on_report: Callable[[int, Any], None] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Run the job for every argument; yields (index, result) as they finish, in any order.
+
+        Raises the job's own StropError, or StageError when it raised something else or its worker died.
+        """
+        waiting = list(enumerate(arguments))[::-1]
+        busy: dict[Connection, tuple[_Worker, int]] = {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self.count:
+                    index, argument = waiting.pop()
+                    worker = self._idle({w for w, _ in busy.values()})
+                    worker.send(job, argument)
+                    busy[worker.connection] = (worker, index)
+                for connection in wait(list(busy)):
+                    assert isinstance(connection, Connection)
+                    worker, index = busy[connection]
+                    kind, value = worker.receive()
+                    if kind == "report":
+                        if on_report is not None:
+                            on_report(index, value)
+                        continue
+                    del busy[connection]
+                    if kind == "error":
+                        raise value
+                    yield index, value
+        finally:
+            if busy:  # an error or an interrupt: what is still at work has nobody to report to
+                self.release()
+
+    def release(self) -> None:
+        """End every worker: TERM, then KILL. Their memory is free when this returns."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.stop()
+
+    def _idle(self, busy: set[_Worker]) -> _Worker:
+        for worker in self._workers:
+            if worker not in busy:
+                return worker
+        worker = _Worker(self._context, self._log_dir / f"worker-{len(self._workers)}.log", self.threads)
+        self._workers.append(worker)
+        return worker
+
+
+class _Worker:
+    def __init__(self, context: Any, log: Path, threads: int) -> None:
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(theirs, str(log), threads, list(sys.path)), daemon=True, name="strop-worker"
+        )
+        with _passive_openmp():
+            self.process.start()
+        theirs.close()
+
+    def send(self, job: Job, argument: Any) -> None:
+        self.connection.send((job, argument))
+
+    def receive(self) -> tuple[str, Any]:
+        try:
+            message: tuple[str, Any] = self.connection.recv()
+            return message
+        except (EOFError, ConnectionError):
+            self.process.join(GRACE_S)
+            code = self.process.exitcode
+            how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with code {code}"
+            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+            return "error", StageError(f"a worker process ended {how}{hint}; its output: {self.log}")
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.terminate()
+        self.process.join(GRACE_S)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+@contextlib.contextmanager
+def _passive_openmp() -> Iterator[None]:
+    """Workers inherit the fork server's environment: waiting threads must not spin when two share two cores."""
+    before = os.environ.get("OMP_WAIT_POLICY")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_WAIT_POLICY"]
+
+
+def _serve(connection: Connection, log: str, threads: int, path: list[str]) -> None:
+    os.setsid()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.path[:] = path
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with contextlib.suppress(EOFError, ConnectionError, BrokenPipeError):
+        while True:
+            job, argument = connection.recv()
+            connection.send(_answer(job, argument, connection))
+
+
+def _die_with_parent() -> None:
+    """The kernel's parent-death signal would follow the fork server, which outlives a killed parent."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
+
+
+def _answer(job: Job, argument: Any, connection: Connection) -> tuple[str, Any]:
+    def report(value: Any) -> None:
+        connection.send(("report", value))
+
+    try:
+        return "done", job(argument, report)
+    except (BrokenPipeError, ConnectionError):
+        raise
+    except StropError as error:
+        return "error", _portable(error)
+    except Exception as error:
+        traceback.print_exc()
+        print(time.strftime("%F %T"), flush=True)
+        return "error", StageError(f"{type(error).__name__}: {error}")
+
+
+def _portable(error: StropError) -> StropError:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return StageError(str(error))
+    return error

@@ -1,0 +1,1 @@
+"""The command line, the Prefect flow, schedules and the shipped recipes."""

@@ -1,0 +1,187 @@
+"""A 0.6M-parameter Llama with 64 characters, pretrained here and now on chain arithmetic, imperfectly on purpose.
+
+Its demonstrations are partly bare answers and partly scratchpads with wrong steps, so that it can solve most problems
+and seldom does: a policy with much to sharpen, made offline on two CPU cores in about a minute. A pure function of
+config and seed (and of torch's build: another processor may round differently). Held-out prompts are never shown.
+
+Source: Muon on the matrices, Jordan et al. 2024 (kellerjordan.github.io/posts/muon), AdamW on the rest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from strop.core.plugin import Config, stage
+from strop.core.seeds import derive
+from strop.plugins.tasks._scratchpad import draw, evaluate, scratchpad
+from strop.plugins.tasks.chain_arithmetic import ChainArithmetic, heldout_problems
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlamaForCausalLM
+
+Share = Annotated[float, Field(ge=0, le=1)]
+IGNORED = -100
+_LENGTH_WEIGHTS = {1: 2.0, 2: 4.0, 3: 4.0, 4: 3.0, 5: 2.0, 6: 1.0, 7: 0.5}
+
+
+class PretrainedChar(Config):
+    """The model's shape, what it is shown, and for how long."""
+
+    task: ChainArithmetic = ChainArithmetic()
+    """The task it will meet: its held-out prompts are left out, its families and longest chains are shown."""
+    hidden: PositiveInt = 128
+    """Width of the residual stream."""
+    layers: PositiveInt = 3
+    """Transformer layers."""
+    heads: PositiveInt = 4
+    """Query heads; half as many key and value heads."""
+    feed_forward: PositiveInt = 384
+    """Width of the feed-forward layers."""
+    context: PositiveInt = 256
+    """Longest sequence, in characters."""
+    steps: PositiveInt = 2200
+    """Optimiser steps."""
+    batch_tokens: PositiveInt = 1024
+    """Tokens of a step, padding included."""
+    lr_matrices: PositiveFloat = 4e-3
+    """Peak learning rate of Muon."""
+    lr_rest: PositiveFloat = 3e-3
+    """Peak learning rate of AdamW, for embeddings and norms."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Of both optimisers."""
+    bare: Share = 0.4
+    """Share of demonstrations that are the bare answer."""
+    noise: Annotated[float, Field(ge=0, lt=1)] = 0.08
+    """Probability that a step of a scratchpad has a wrong value."""
+    threads: PositiveInt = 2
+    """CPU threads; part of the settings because sums in another order round differently."""
+
+
+@stage("base")
+def pretrained_char(
+    config: PretrainedChar, *, directory: Path, seed: int, progress: Callable[[str, int, int], None]
+) -> Path:
+    """Pretrain the model and save it with its tokenizer as a Hugging Face directory."""
+    import torch
+
+    from strop.core.chars import character_tokenizer
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "weights"))
+            model = _model(config)
+        _pretrain(model, config, derive(seed, "demonstrations"), progress)
+    finally:
+        torch.set_num_threads(threads)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    character_tokenizer(config.context).save_pretrained(directory)
+    return directory
+
+
+def _model(config: PretrainedChar) -> LlamaForCausalLM:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from strop.core.chars import EOS, PAD, VOCABULARY
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=config.hidden,
+            intermediate_size=config.feed_forward,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=max(1, config.heads // 2),
+            max_position_embeddings=config.context,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=VOCABULARY.index(EOS),
+            pad_token_id=VOCABULARY.index(PAD),
+        )
+    )
+
+
+def _pretrain(model: LlamaForCausalLM, config: PretrainedChar, seed: int, progress: Callable[..., None]) -> None:
+    import torch
+
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers: list[Any] = [
+        torch.optim.Muon(matrices, lr=config.lr_matrices, weight_decay=config.weight_decay),
+        torch.optim.AdamW(rest, lr=config.lr_rest, weight_decay=config.weight_decay, betas=(0.9, 0.98)),
+    ]
+    peaks = [group["lr"] for o in optimizers for group in o.param_groups]
+    batches = _batches(config, random.Random(seed))
+    model.train()
+    for step, (ids, targets) in enumerate(batches):
+        scale = min(1.0, (step + 1) / (0.03 * config.steps + 1), (config.steps - step) / (0.5 * config.steps))
+        for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
+            group["lr"] = peak * scale
+        loss = _loss(model, torch.from_numpy(ids), torch.from_numpy(targets))
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % 25 == 0 or step + 1 == config.steps:
+            progress("pretraining", step + 1, config.steps)
+    model.eval()
+
+
+def _loss(model: LlamaForCausalLM, ids: Tensor, targets: Tensor) -> Tensor:
+    """Mean over tokens; no mask is needed, because padding stands on the right and attention is causal."""
+    from torch.nn import functional as F
+
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    logits = F.linear(hidden, model.lm_head.weight)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+
+def _batches(config: PretrainedChar, rng: random.Random) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """As many batches as steps, each of demonstrations of about one length: ids [B, T] and targets [B, T]."""
+    from strop.core.chars import EOS, VOCABULARY
+
+    index = {piece: i for i, piece in enumerate(VOCABULARY)}
+    heldout = {p.prompt for p in heldout_problems(config.task)}
+    found: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+    while len(found) < config.steps:
+        pool = [_demonstration(config, rng, heldout) for _ in range(4096)]
+        pool.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        chunk = []
+        while pool:
+            longest = len(pool[-1][0]) + len(pool[-1][1])
+            rows = max(1, config.batch_tokens // longest)
+            chunk.append(pool[-rows:])
+            del pool[-rows:]
+        rng.shuffle(chunk)
+        for members in chunk[: config.steps - len(found)]:
+            width = max(len(p) + len(c) for p, c in members)
+            ids = np.zeros((len(members), width), dtype=np.int64)
+            targets = np.full((len(members), width), IGNORED, dtype=np.int64)
+            for row, (prompt, completion) in enumerate(members):
+                tokens = [index[c] for c in prompt + completion] + [index[EOS]]
+                ids[row, : len(tokens) - 1] = tokens[:-1]
+                targets[row, : len(tokens) - 1] = tokens[1:]
+            found.append((ids, targets))
+    return found
+
+
+def _demonstration(config: PretrainedChar, rng: random.Random, heldout: set[str]) -> tuple[str, str]:
+    lengths = range(1, config.task.max_operators + 1)
+    weights = [_LENGTH_WEIGHTS.get(k, 0.5) for k in lengths]
+    while True:
+        chain = draw(rng, rng.choice(config.task.families), rng.choices(lengths, weights)[0])
+        prompt = f"{chain}="
+        if prompt not in heldout:
+            break
+    if rng.random() < config.bare:
+        return prompt, str(evaluate(chain))
+    return prompt, scratchpad(chain, rng, noise=config.noise)

@@ -1,0 +1,201 @@
+"""Samples with PyTorch in this process, on CPU or one accelerator; quick on small models, right on any.
+
+Requests are batched by prompt length, a prompt is read once for all its samples, and finished rows leave the batch.
+Llama, Qwen2 and Qwen3 run through a lean forward pass (checked against transformers when the policy is loaded), every
+other architecture through transformers' own modules.
+
+Source: self-certainty from Kang et al. 2025, 2502.18581, eq. 5.
+Left out: prompts are not shared between requests, and rows that finish are not replaced by waiting ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import PositiveInt
+
+from strop.core.engine import Completion, Progress, Request, Sampling
+from strop.core.plugin import Config, stage
+from strop.storage.errors import StageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from strop.plugins.engines._decode import Forward, Item, Sampled
+
+
+class Hf(Config):
+    """Where and how the policy runs."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`; auto = the accelerator where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto = float32 on CPU, bfloat16 or float16 on an accelerator."""
+    batch_rows: PositiveInt = 256
+    """Most completions sampled at a time."""
+    batch_tokens: PositiveInt = 262_144
+    """Most tokens, prompts and `max_tokens` together, the cache is to hold at a time."""
+    chat_template: Literal["auto", "off"] = "auto"
+    """auto = the tokenizer's own where it has one; off = prompts as they are."""
+    lean: bool = True
+    """Use the lean forward pass for architectures it knows."""
+
+
+@stage("engine")
+def hf(config: Hf, *, directory: Path, threads: int) -> HfEngine:
+    """The policy, loaded; adapters are merged."""
+    return HfEngine(config, directory, threads)
+
+
+class HfEngine:
+    """See `strop.core.engine.Engine`."""
+
+    name = "hf"
+    capabilities = frozenset({"sample", "score"})
+
+    def __init__(self, config: Hf, directory: Path, threads: int) -> None:
+        import torch
+
+        from strop.plugins.engines._load import load
+
+        self.config, self.directory = config, directory
+        if config.device == "cpu" or not torch.cuda.is_available():
+            torch.set_num_threads(threads)
+        loaded = load(directory, device=config.device, dtype=config.dtype, lean=config.lean)
+        self.tokenizer = loaded.tokenizer
+        self.context = loaded.context
+        self.model: Forward | None = loaded.model
+        self.eos: torch.Tensor = loaded.eos
+
+    def render(self, prompt: str, messages: Sequence[dict[str, str]] | None = None) -> str:
+        """The prompt, or its messages, in the tokenizer's chat template where it has one."""
+        if self.config.chat_template == "off" or not self.tokenizer.chat_template:
+            return prompt
+        chat = list(messages or [{"role": "user", "content": prompt}])
+        rendered: str = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return rendered
+
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Completion]]:
+        """Completions per request; a prompt that leaves no room for a token gives completions with an error.
+
+        Raises StageError when the policy's logits are not numbers.
+        """
+        import torch
+
+        from strop.core.trainer.encode import encode_prompts
+        from strop.plugins.engines._decode import Item, UnsoundLogits, decode, plan
+
+        prompts = encode_prompts([r.prompt for r in requests], self.tokenizer)
+        out: list[list[Completion | None]] = [[None] * len(r.seeds) for r in requests]
+        items: list[Item] = []
+        for index, (request, ids) in enumerate(zip(requests, prompts, strict=True)):
+            limit = min(sampling.max_tokens, self.context - len(ids))
+            if limit > 0 and ids:
+                items.append(Item(index, range(len(request.seeds)), ids, request.seeds, limit))
+            else:
+                out[index] = [_refused(len(ids), self.context, sampling)] * len(request.seeds)
+        done = sum(len(o) for o in out) - sum(len(item.seeds) for item in items)
+        tokens = 0
+        ends = self._ends(sampling.stop) if sampling.stop else None
+
+        def tell(more_rollouts: int, more_tokens: int) -> None:
+            if progress is not None:
+                progress(done + more_rollouts, tokens + more_tokens)
+
+        for batch in plan(items, self.config.batch_rows, self.config.batch_tokens):
+            try:
+                with torch.inference_mode():
+                    sampled = decode(self._loaded(), batch, sampling, eos=self.eos, ends=ends, progress=tell)
+            except UnsoundLogits:
+                raise StageError(
+                    f"the policy in {self.directory} gives logits that are not numbers (NaN): training diverged; "
+                    "use a lower learning rate, or start again from an earlier policy"
+                ) from None
+            places = [(item.request, i) for item in batch for i in item.samples]
+            for (request_index, i), completion in zip(places, self._texts(sampled, sampling.stop), strict=True):
+                out[request_index][i] = completion
+            done += len(sampled)
+            tokens += sum(len(s.token_ids) for s in sampled)
+            tell(0, 0)
+        return [[c for c in completions if c is not None] for completions in out]
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """Untempered log-probabilities of each continuation's tokens; EOS is not added.
+
+        Raises ValueError for an empty prompt, and for a pair longer than the context.
+        """
+        import torch
+
+        from strop.core.trainer.encode import encode_prompts
+        from strop.plugins.engines._score import score
+
+        prompts = encode_prompts([p for p, _ in pairs], self.tokenizer)
+        tails = [self.tokenizer(c, add_special_tokens=False)["input_ids"] for _, c in pairs]
+        for prompt, tail in zip(prompts, tails, strict=True):
+            if not prompt:
+                raise ValueError("cannot score after an empty prompt: there is nothing to predict its first token from")
+            if len(prompt) + len(tail) > self.context:
+                raise ValueError(
+                    f"cannot score {len(prompt)} + {len(tail)} tokens: the policy's context is {self.context}"
+                )
+        with torch.inference_mode():
+            return score(self._loaded(), prompts, tails, self.eos.device)
+
+    def close(self) -> None:
+        """Free the weights."""
+        import torch
+
+        self.model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _loaded(self) -> Forward:
+        if self.model is None:
+            raise StageError(f"the engine of {self.directory} is closed")
+        return self.model
+
+    def _decoded(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        texts: list[str] = self.tokenizer.batch_decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return texts
+
+    def _ends(self, stop: Sequence[str]) -> Any:
+        """Whether tokens end in a stop string: the last few are looked at, for a token can be a part of a character."""
+        recent = 4 * max(map(len, stop)) + 8
+
+        def ends(tokens: list[int]) -> bool:
+            (tail,) = self._decoded([tokens[-recent:]])
+            return any(s in tail for s in stop)
+
+        return ends
+
+    def _texts(self, sampled: Sequence[Sampled], stop: Sequence[str]) -> list[Completion]:
+        made = []
+        for s, text in zip(sampled, self._decoded([s.token_ids for s in sampled]), strict=True):
+            cuts = [at for at in (text.find(x) for x in stop) if at >= 0]
+            made.append(
+                Completion(
+                    text=text[: min(cuts)] if cuts else text,
+                    token_ids=s.token_ids,
+                    logps=s.logps,
+                    finish_reason="stop" if s.stopped else "length",
+                    entropy=s.entropy,
+                    self_certainty=s.self_certainty,
+                )
+            )
+        return made
+
+
+def _refused(length: int, context: int, sampling: Sampling) -> Completion:
+    if sampling.max_tokens < 1:
+        why = f"max_tokens is {sampling.max_tokens}: nothing to sample"
+    elif length == 0:
+        why = "the prompt has no tokens"
+    else:
+        why = f"the prompt has {length} tokens, the policy's context is {context}: no room for a completion"
+    return Completion(text="", token_ids=[], logps=[], finish_reason="error", error=why)

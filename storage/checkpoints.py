@@ -1,0 +1,93 @@
+"""Checkpoints by content: a policy's folder is named after the hash of its files, so that none is stored twice.
+
+A folder moves into the lake by one rename, after everything in it is on the disk: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from strop.storage.durable import fsync, make_folder
+from strop.storage.errors import LakeError
+
+CHUNK = 1 << 20
+
+
+def hash_directory(directory: Path) -> str:
+    """Hex BLAKE2b over the names and bytes of a folder's files, in order of their names.
+
+    Times, permissions and the place of the folder do not count.
+    Raises LakeError when it holds anything but files and folders: a link's target may change under the hash.
+    """
+    total = hashlib.blake2b(digest_size=16)
+    for name, path in _files(directory):
+        content = hashlib.blake2b()
+        with path.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                content.update(chunk)
+        total.update(f"{len(name.encode())}:{name}".encode() + content.digest())
+    return total.hexdigest()
+
+
+def adopt(lake_root: Path, work_dir: Path) -> tuple[str, str]:
+    """Move a checkpoint from a work folder into the lake: its path relative to the lake, and its hash.
+
+    One that is there already is kept, and the work folder dropped. Afterwards `work_dir` is gone.
+    Raises LakeError when there is nothing to adopt or it cannot be moved; then `work_dir` is untouched.
+    """
+    content_hash = hash_directory(work_dir)
+    relative = f"policies/{content_hash[:16]}"
+    target = lake_root / relative
+    try:
+        if target.is_dir():
+            verify_checkpoint(target, content_hash)
+            shutil.rmtree(work_dir)
+            return relative, content_hash
+        for _, path in _files(work_dir):
+            fsync(path)
+        for folder, _, _ in os.walk(work_dir):
+            fsync(Path(folder))
+        make_folder(target.parent)
+        try:
+            work_dir.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            verify_checkpoint(target, content_hash)  # another process adopted the same one a moment ago
+            shutil.rmtree(work_dir)
+        fsync(target.parent)
+    except OSError as error:
+        hint = "; work folders must be on the lake's filesystem (`work/`)" if error.errno == errno.EXDEV else ""
+        raise LakeError(f"cannot move the checkpoint {work_dir} to {target}: {error}{hint}") from error
+    return relative, content_hash
+
+
+def verify_checkpoint(directory: Path, content_hash: str) -> None:
+    """Raises LakeError when the folder is missing or no longer holds what was adopted."""
+    if not directory.is_dir():
+        raise LakeError(f"the checkpoint {directory} is gone; restore it, or train again from an earlier policy")
+    found = hash_directory(directory)
+    if found != content_hash:
+        raise LakeError(
+            f"the checkpoint {directory} is not what was stored: its files hash to {found[:16]}, expected "
+            f"{content_hash[:16]}; restore it from a copy, or remove the folder and run again"
+        )
+
+
+def _files(directory: Path) -> list[tuple[str, Path]]:
+    """The regular files below a folder by their relative name, sorted."""
+    if not directory.is_dir():
+        raise LakeError(f"there is no checkpoint folder {directory}")
+    found = []
+    for path in directory.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise LakeError(f"a checkpoint holds plain files only, but {path} is a link or a device: copy it instead")
+        if path.is_file():
+            found.append((path.relative_to(directory).as_posix(), path))
+    if not found:
+        raise LakeError(f"the checkpoint folder {directory} holds no files")
+    return sorted(found)

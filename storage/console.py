@@ -1,0 +1,207 @@
+"""Read-only SQL for people: views over the Parquet files of one snapshot, in core DuckDB, behind a gate.
+
+    with open_console(Path("lake")) as console:
+        result = console.query("SELECT run_id, round, pass_at_1 FROM v_rounds")
+
+Neither DuckLake nor any other extension is loaded: they bring functions that write and delete files (see `gate`).
+Views are made when a query first names them, so that opening costs little however many tables there are.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import duckdb
+
+from strop.storage import gate
+from strop.storage.catalog import Catalog, read_catalog
+from strop.storage.errors import LakeError
+from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
+from strop.storage.views import READY, literal, view_sql
+
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a query returned, as values that JSON knows (and datetimes)."""
+
+    columns: list[str]
+    types: list[str]
+    rows: list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """A table or ready-made view one can select from."""
+
+    name: str
+    doc: str
+    columns: tuple[Column, ...]
+    rows: int | None
+    """Visible rows; None for a view."""
+
+
+class Console:
+    """An open console on one snapshot."""
+
+    def __init__(self, root: Path, catalog: Catalog, connection: duckdb.DuckDBPyConnection) -> None:
+        self.root = root
+        self.snapshot = catalog.snapshot
+        self._catalog = catalog
+        self._connection = connection
+        self._made: set[str] = set()
+
+    def query(self, sql: str, *, timeout_s: float = TIMEOUT_S) -> Result:
+        """Run one SELECT. Raises LakeError when it is not allowed, wrong, too slow or too big.
+
+        No parameters on purpose: binding one makes DuckDB import numpy, pandas and pyarrow (0.2 s); see `literal`.
+        """
+        names = {*self._catalog.tables, *READY}
+        wanted = gate.check(self._connection, sql, names)
+        for name in sorted(names if wanted is None else wanted):
+            self._make(name)
+        alarm = threading.Timer(timeout_s, self._connection.interrupt)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            self._connection.execute(sql)
+            described = self._connection.description or []
+            types = [str(column[1]) for column in described]
+            return Result([column[0] for column in described], types, _plain(self._connection.fetchall(), types))
+        except duckdb.InterruptException as error:
+            raise LakeError(f"the query took longer than {timeout_s:g} s: narrow it by run_id and round") from error
+        except duckdb.OutOfMemoryException as error:
+            raise LakeError(f"the query needs too much memory: narrow it, or select fewer columns ({error})") from error
+        except duckdb.Error as error:
+            raise LakeError(f"the query failed: {error}") from error
+        finally:
+            alarm.cancel()
+
+    def tables(self) -> list[TableInfo]:
+        """Everything one can select from, with what each column means."""
+        found = []
+        for name, table in self._catalog.tables.items():
+            docs = {c.name: c.doc for c in columns(BY_NAME[name])} if name in BY_NAME else {}
+            about = (BY_NAME[name].__doc__ or "").strip() if name in BY_NAME else ""
+            live = tuple(Column(c.name, c.sql_type, docs.get(c.name, "")) for c in table.columns)
+            found.append(TableInfo(name, about, live, sum(file.rows - file.deleted for file in table.files)))
+        return found + [TableInfo(view.name, view.doc, view.columns, None) for view in READY.values()]
+
+    def _make(self, name: str) -> None:
+        """Make the view of a table, or a ready-made one with the tables it needs."""
+        if name in self._made:
+            return
+        if name in READY:
+            for needed in READY[name].needs:
+                self._make(needed)
+            sql = READY[name].sql
+        else:
+            sql = view_sql(self._catalog.tables[name], self.snapshot)
+        try:
+            self._connection.execute(f'CREATE VIEW "{name}" AS {sql}')
+        except duckdb.Error as error:
+            raise LakeError(f"cannot read table {name!r} of the lake {self.root}: {error}") from error
+        self._made.add(name)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_console(root: Path, *, snapshot: int | None = None, memory_gb: float | None = None) -> Console:
+    """Open the console on a lake as it stands now, or stood at a snapshot.
+
+    `memory_gb` limits what a query may use; the default is half of the machine's.
+    Raises LakeError when there is no lake, no such snapshot, or when a newer Strop made it.
+    """
+    root = Path(root).absolute()
+    catalog = read_catalog(root, snapshot)
+    connection = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "allow_community_extensions": "false",
+            "python_enable_replacements": "false",
+        }
+    )
+    console = Console(root, catalog, connection)
+    try:
+        _lock_down(connection, catalog, memory_gb)
+        _check_version(console, catalog)
+    except duckdb.Error as error:
+        connection.close()
+        raise LakeError(f"cannot open a console on the lake {root}: {error}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return console
+
+
+def _lock_down(connection: duckdb.DuckDBPyConnection, catalog: Catalog, memory_gb: float | None) -> None:
+    """Let the connection open the snapshot's files and nothing else, for good."""
+    paths = [
+        str(path) for table in catalog.tables.values() for f in table.files for path in (f.path, f.deletes) if path
+    ]
+    if memory_gb is None:
+        memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**31
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(f"SET memory_limit = '{max(memory_gb, 0.1):.2f}GB'")
+    connection.execute("SET temp_directory = ''")
+    connection.execute(f"SET allowed_paths = [{', '.join(map(literal, paths))}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def _check_version(console: Console, catalog: Catalog) -> None:
+    if "schema_versions" not in catalog.tables:
+        raise LakeError(
+            f"the lake {console.root} was never finished being made; `strop run --lake {console.root}` does"
+        )
+    version = console.query("SELECT max(version) FROM schema_versions").rows[0][0]
+    if version is not None and version > SCHEMA_VERSION:
+        raise LakeError(
+            f"the lake {console.root} has schema version {version}, made by a newer Strop; this one knows versions up "
+            f"to {SCHEMA_VERSION}. Upgrade: pip install --upgrade strop"
+        )
+
+
+def _plain(rows: list[tuple[Any, ...]], types: list[str]) -> list[tuple[Any, ...]]:
+    """Rows whose values JSON knows: decimals as floats, identifiers as text, intervals as seconds."""
+    known = ("VARCHAR", "BIGINT", "INTEGER", "DOUBLE", "FLOAT", "BOOLEAN", "TIMESTAMP", "HUGEINT", "UBIGINT")
+    odd = [i for i, name in enumerate(types) if not name.removesuffix("[]").startswith(known)]
+    if not odd:
+        return rows
+    return [tuple(_json(v) if i in odd else v for i, v in enumerate(row)) for row in rows]
+
+
+def _json(value: Any) -> Any:
+    match value:
+        case decimal.Decimal():
+            return float(value)
+        case datetime.timedelta():
+            return value.total_seconds()
+        case bytes():
+            return value.hex()
+        case list() | tuple():
+            return [_json(v) for v in value]
+        case dict():
+            return {str(k): _json(v) for k, v in value.items()}
+        case None | bool() | int() | float() | str() | datetime.datetime():
+            return value
+    return str(value)

@@ -1,0 +1,35 @@
+"""Errors a user can act on: printed as one message, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StropError(Exception):
+    """Something the user can put right; the message says what was expected, what came, where, and what to write."""
+
+
+class LakeError(StropError):
+    """The lake cannot be opened, read or written as asked."""
+
+
+class RecipeError(StropError):
+    """The recipe is malformed; carries the file and, where known, the line."""
+
+
+class PluginError(StropError):
+    """A plugin is missing, ambiguous, fails to import or breaks its stage's contract."""
+
+
+class StageError(StropError):
+    """A stage failed; the run stops here and the same command resumes it."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean 'x'?' when one of `known` is near, else the list of what there is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; there is: {', '.join(known)}" if known else ""

@@ -1,0 +1,66 @@
+"""DuckDB with DuckLake, offline: the signed extension builds come as wheels, pinned to DuckDB's version.
+
+The SQLite wheel does not load as shipped: DuckDB takes an extension's entry point from its file name, and that one
+is `sqlite_scanner`. So it is linked under the right name in a cache folder of the user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import duckdb
+
+from strop.storage.errors import LakeError
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with DuckLake and the SQLite catalog loaded; it never goes to the network."""
+    connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
+    for path in (_shipped("ducklake", "ducklake"), _linked(_shipped("sqlite", "sqlite"), "sqlite_scanner")):
+        try:
+            connection.execute(f"LOAD {quoted(str(path))}")
+        except duckdb.Error as error:
+            raise LakeError(f"DuckDB {duckdb.__version__} cannot load {path}: {error}") from error
+    return connection
+
+
+def quoted(text: str) -> str:
+    """The text as an SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _shipped(name: str, file: str) -> Path:
+    wheel = f"duckdb-extension-{name}=={duckdb.__version__}"
+    spec = importlib.util.find_spec(f"duckdb_extension_{name}")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "extensions" / f"v{duckdb.__version__}" / f"{file}.duckdb_extension"
+        if path.is_file():
+            return path
+    raise LakeError(
+        f"the lake needs the DuckDB extension {name!r} of version {duckdb.__version__}: pip install {wheel}"
+    )
+
+
+def _linked(target: Path, name: str) -> Path:
+    """`target` under the file name DuckDB wants; one link per target: several environments can live together."""
+    folder = _cache() / hashlib.blake2b(str(target).encode(), digest_size=8).hexdigest()
+    link = folder / f"{name}.duckdb_extension"
+    if not link.exists() or link.resolve() != target.resolve():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:  # a home that cannot be written, as in many containers
+            folder = Path(tempfile.mkdtemp(prefix="strop-extensions-"))
+            link = folder / link.name
+        fresh = folder / f"{name}.{os.getpid()}.link"
+        fresh.symlink_to(target)
+        fresh.replace(link)
+    return link
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "strop" / "duckdb-extensions"
