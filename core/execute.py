@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,6 @@ from strop.core.plugin import STAGES, Config, Returned, Task
 from strop.core.registry import Plugin
 from strop.core.seeds import derive
 from strop.storage.errors import PluginError, StageError, StropError
-from strop.storage.parquet import write_rows
 from strop.storage.tables import BY_NAME, Problem, Rollout, Row, Score
 
 WORKER_HANDLES = frozenset({"engine", "verifiers"})
@@ -32,21 +32,18 @@ class PluginRef:
     use: str
     """As the recipe names it: a name, or a local file and function."""
     folder: Path
-    config: Config
+    settings: dict[str, Any]
+    """Plain values: a local plugin's config class exists only where its file was loaded."""
     name: str
 
-    def load(self) -> Plugin:
-        """Find the plugin in this process."""
-        return registry.find(self.stage, self.use, folder=self.folder)
+    def load(self) -> tuple[Plugin, Config]:
+        """Find the plugin in this process, and its config."""
+        plugin = registry.find(self.stage, self.use, folder=self.folder)
+        return plugin, plugin.configure(self.settings)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The config's class may live in a local file, which another process has to load before it knows the class.
-        return _arrived, (self.stage, self.use, self.folder, self.config.model_dump(), self.name)
-
-
-def _arrived(stage: str, use: str, folder: Path, values: dict[str, Any], name: str) -> PluginRef:
-    plugin = registry.find(stage, use, folder=folder)
-    return PluginRef(stage, use, folder, plugin.configure(values), name)
+    def key(self) -> tuple[str, str]:
+        """Equal for equal plugins with equal settings."""
+        return self.use, json.dumps(self.settings, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +96,10 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
 
     Raises StageError with the plugin's own message when it fails, PluginError when it breaks its contract.
     """
+    from strop.storage.parquet import write_rows  # pyarrow, which `strop plan` does without
+
     started = time.perf_counter()
-    plugin = call.ref.load()
+    plugin, config = call.ref.load()
     wanted = plugin.mark.handles
     handles = {name: value for name, value in call.data.items() if name in wanted}
     if "engine" in wanted or (call.verifiers and "verifiers" in wanted and call.engine):
@@ -113,7 +112,7 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
         handles["progress"] = lambda rollouts, tokens: report((rollouts, tokens))
     if "verifiers" in wanted:
         handles["verifiers"] = {ref.name: partial(_verify, call, ref) for ref in call.verifiers}
-    result = run_plugin(plugin, call.ref.config, handles)
+    result = run_plugin(plugin, config, handles)
     rows, state = (list(result.rows), result.state) if isinstance(result, Returned) else (list(result), None)
     finished = finish(rows, call.stamp, allowed=STAGES[call.ref.stage].returns, plugin=plugin)
     files = {
@@ -154,10 +153,10 @@ _ENGINE: list[tuple[tuple[str, str, str], Any]] = []
 
 def task_for(ref: PluginRef, seed: int) -> Task:
     """The task, from this process's memory where it was made before."""
-    key = (ref.use, ref.config.model_dump_json(), seed)
+    key = (*ref.key(), seed)
     if key not in _TASKS:
-        plugin = ref.load()
-        task = run_plugin(plugin, ref.config, {"seed": seed})
+        plugin, config = ref.load()
+        task = run_plugin(plugin, config, {"seed": seed})
         if not isinstance(task, Task):
             raise PluginError(f"task plugin {ref.use!r} must return a strop.core.plugin.Task, it returned {type(task)}")
         _TASKS[key] = task
@@ -168,12 +167,12 @@ def engine_for(engine: EngineRef | None, wanted_by: Plugin) -> Any:
     """The engine with the policy loaded; the one before it is closed first, so that memory holds one policy."""
     if engine is None:
         raise PluginError(f"{wanted_by.stage} plugin {wanted_by.name!r} needs an engine, and the recipe has none")
-    key = (engine.ref.use, engine.ref.config.model_dump_json(), str(engine.directory))
+    key = (*engine.ref.key(), str(engine.directory))
     if not _ENGINE or _ENGINE[0][0] != key:
         while _ENGINE:
             _ENGINE.pop()[1].close()
-        plugin = engine.ref.load()
-        made = run_plugin(plugin, engine.ref.config, {"directory": engine.directory, "threads": engine.threads})
+        plugin, config = engine.ref.load()
+        made = run_plugin(plugin, config, {"directory": engine.directory, "threads": engine.threads})
         _ENGINE.append((key, made))
     loaded = _ENGINE[0][1]
     absent = wanted_by.mark.requires - loaded.capabilities
@@ -192,7 +191,7 @@ def _sample_seed(prefix: tuple[object, ...], problem: Problem, index: int) -> in
 
 
 def _verify(call: Call, ref: PluginRef, rollouts: list[Rollout]) -> list[Score]:
-    plugin = ref.load()
+    plugin, config = ref.load()
     handles: dict[str, Any] = {
         "rollouts": rollouts,
         "problems": call.data["problems"],
@@ -204,5 +203,5 @@ def _verify(call: Call, ref: PluginRef, rollouts: list[Rollout]) -> list[Score]:
         handles["tasks"] = tasks_for(call)
     if "engine" in plugin.mark.handles:
         handles["engine"] = engine_for(call.engine, plugin)
-    scores = run_plugin(plugin, ref.config, handles)
+    scores = run_plugin(plugin, config, handles)
     return [dataclasses.replace(s, scorer=ref.name, scorer_version=plugin.mark.version) for s in scores]

@@ -125,13 +125,13 @@ def _made(session: Session, step: Step) -> Path:
 
 
 def _make(job: _BaseJob, report: Callable[[Any], None]) -> Path:
-    plugin = job.ref.load()
+    plugin, config = job.ref.load()
     handles = {
         "directory": job.directory,
         "seed": job.seed,
         "progress": lambda what, done, total: report((what, done, total)),
     }
-    made = run_plugin(plugin, job.ref.config, handles)
+    made = run_plugin(plugin, config, handles)
     if not isinstance(made, Path):
         raise PluginError(f"base plugin {job.ref.use!r} must return the Path of a checkpoint, it returned {made!r}")
     return made

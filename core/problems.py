@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from strop.storage.ids import digest
 from strop.storage.tables import Problem
 
@@ -9,3 +11,13 @@ from strop.storage.tables import Problem
 def problem_key(problem: Problem) -> str:
     """Hash of task label, prompt, messages and reference."""
     return digest("problem", problem.task, problem.prompt, problem.messages, problem.reference)
+
+
+def key_of(problem: Problem) -> str:
+    """The key a stored problem carries, or the one it will carry."""
+    return problem.problem_key or problem_key(problem)
+
+
+def by_key(problems: Iterable[Problem]) -> list[Problem]:
+    """In order of key: the same in every run, where the order of ids depends on the run's name."""
+    return sorted(problems, key=lambda p: (key_of(p), p.problem_id))

@@ -221,4 +221,4 @@ def _git_commit() -> str | None:
     if not (root / ".git").exists():
         return None
     done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,42 +1,69 @@
-"""The few numbers every evaluation needs: unbiased pass@k and bootstrap intervals over problems."""
+"""Estimates with their intervals: unbiased pass@k, and the bootstrap over problems.
+
+Source: pass@k from Chen et al. 2021, 2107.03374, eq. 1; percentile bootstrap from Efron and Tibshirani 1993, ch. 13.
+Problems are resampled and their samples are not: the interval speaks of other problems of the same kind.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-RESAMPLES = 2000
+_AT_ONCE = 1 << 20
+"""Draws held in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean over problems with its percentile bootstrap interval."""
+class Estimate:
+    """A mean, what it rests on, and its interval."""
 
-    mean: float
+    value: float
+    n: int
     low: float
     high: float
-    n: int
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Probability that one of k of n completions is correct: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, 2107.03374).
+    """Chance that at least one of k completions passes, estimated without bias from n, of which `correct` passed.
 
-    Raises ValueError when there are fewer than k.
+    Raises ValueError when k is larger than n: no unbiased estimate exists.
     """
-    if n < k:
-        raise ValueError(f"pass@{k} needs at least {k} completions a problem, there are {n}")
-    if n - correct < k:
-        return 1.0
-    return 1.0 - float(np.prod(1.0 - k / np.arange(n - correct + 1, n + 1)))
+    if not 0 <= correct <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 <= correct <= n and 1 <= k <= n, got n={n}, correct={correct}, k={k}")
+    miss = 1.0
+    for i in range(n - correct + 1, n + 1):
+        miss *= max(0.0, 1 - k / i)
+    return 1 - miss
 
 
-def bootstrap(values: Sequence[float], seed: int, *, confidence: float = 0.95) -> Interval:
-    """Mean of the values and the percentile interval of the means of resamples. Raises ValueError when there are none."""
-    if not values:
-        raise ValueError("an interval needs at least one value")
-    data = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(data), size=(RESAMPLES, len(data)))
-    low, high = np.quantile(data[draws].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(data.mean()), float(low), float(high), len(data))
+def bootstrap_means(values: Sequence[float], *, resamples: int, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """[resamples] means of as many values drawn with replacement. Raises ValueError when there are none."""
+    import numpy as np
+
+    if not len(values):
+        raise ValueError("no values to resample")
+    array = np.asarray(values, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    rows = max(1, _AT_ONCE // len(array))
+    parts = []
+    for start in range(0, resamples, rows):
+        picks = generator.integers(0, len(array), size=(min(rows, resamples - start), len(array)))
+        parts.append(array[picks].mean(axis=1))
+    return np.concatenate(parts)
+
+
+def estimate(values: Sequence[float], *, seed: int, resamples: int = 2000, confidence: float = 0.95) -> Estimate:
+    """Mean and percentile interval. The order of the values matters to the last digits: give them in a fixed one.
+
+    Raises ValueError when there are no values.
+    """
+    import numpy as np
+
+    means = bootstrap_means(values, resamples=resamples, seed=seed)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Estimate(float(np.mean(np.asarray(values, dtype=np.float64))), len(values), float(low), float(high))

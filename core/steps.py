@@ -38,7 +38,7 @@ def ref(step: Step, session: Session) -> PluginRef:
     if ":" in step.plugin.origin or step.plugin.origin.endswith(".py"):
         use = f"{step.plugin.origin}:{step.plugin.name}"
     stage = "objective" if step.kind == "train" else step.kind
-    return PluginRef(stage, use, session.recipe.folder, step.config, step.name)
+    return PluginRef(stage, use, session.recipe.folder, step.config.model_dump(mode="json"), step.name)
 
 
 def _call(session: Session, run: StageRun, step: Step, data: Callable[[], dict[str, Any]]) -> Call:
@@ -109,7 +109,8 @@ def _generate(session: Session, round: int, step: Step) -> Shards:
 
 def _plan(session: Session, round: int, step: Step) -> list[Plan]:
     if step.split == "heldout":
-        return [Plan(problem_id=p.problem_id) for p in session.read(Problem, "split = 'heldout'")]
+        heldout = session.read(Problem, "split = 'heldout'")
+        return [Plan(problem_id=p.problem_id) for p in sorted(heldout, key=lambda p: p.problem_key)]
     return session.read(Plan, "round = ?", [round])
 
 

@@ -27,6 +27,9 @@ Job = Callable[[Any, Callable[[Any], None]], Any]
 
 PRELOAD = ("strop.core.preload",)
 GRACE_S = 5.0
+SPIN = ("GOMP_SPINCOUNT", "1000")
+"""Read by OpenMP when the fork server loads torch: threads that wait for long on a busy machine must not burn its
+cores. With the default, two threads on two busy cores were twelve times slower than one."""
 
 
 class Workers:
@@ -95,8 +98,8 @@ class _Worker:
         self.process = context.Process(
             target=_serve, args=(theirs, str(log), threads, list(sys.path)), daemon=True, name="strop-worker"
         )
-        with _passive_openmp():
-            self.process.start()
+        os.environ.setdefault(*SPIN)
+        self.process.start()
         theirs.close()
 
     def send(self, job: Job, argument: Any) -> None:
@@ -122,18 +125,6 @@ class _Worker:
             self.process.join()
 
 
-@contextlib.contextmanager
-def _passive_openmp() -> Iterator[None]:
-    """Workers inherit the fork server's environment: waiting threads must not spin when two share two cores."""
-    before = os.environ.get("OMP_WAIT_POLICY")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_WAIT_POLICY"]
-
-
 def _serve(connection: Connection, log: str, threads: int, path: list[str]) -> None:
     os.setsid()
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -148,8 +139,7 @@ def _serve(connection: Connection, log: str, threads: int, path: list[str]) -> N
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with contextlib.suppress(EOFError, ConnectionError, BrokenPipeError):
         while True:
-            job, argument = connection.recv()
-            connection.send(_answer(job, argument, connection))
+            connection.send(_answer(connection))
 
 
 def _die_with_parent() -> None:
@@ -160,13 +150,16 @@ def _die_with_parent() -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-def _answer(job: Job, argument: Any, connection: Connection) -> tuple[str, Any]:
+def _answer(connection: Connection) -> tuple[str, Any]:
+    """The answer to the next job, its error included."""
+
     def report(value: Any) -> None:
         connection.send(("report", value))
 
     try:
+        job, argument = connection.recv()
         return "done", job(argument, report)
-    except (BrokenPipeError, ConnectionError):
+    except (EOFError, BrokenPipeError, ConnectionError):
         raise
     except StropError as error:
         return "error", _portable(error)

@@ -49,10 +49,8 @@ def run_all(lake: Path) -> list[Check]:
 
 
 def python() -> Check:
-    """3.11 or later, on a system with fork servers and file locks."""
+    """Which Python, on a system with fork servers and file locks."""
     text = f"{sys.version.split()[0]} on {sys.platform} ({sys.executable})"
-    if sys.version_info < (3, 11):
-        return Check("python", "fail", text, "use Python 3.11 or later")
     if not sys.platform.startswith("linux"):
         return Check("python", "warn", text, "Strop is tested on Linux; on Windows use WSL")
     return Check("python", "ok", text)
@@ -83,6 +81,7 @@ def versions() -> Check:
 def extensions() -> Check:
     """DuckLake and the SQLite catalog load from their wheels, offline."""
     import duckdb
+
     from strop.storage.extensions import connect
 
     try:
@@ -146,7 +145,9 @@ def prefect_server(lake: Path) -> Check:
     state, info = server.status(server.home_of(lake))
     at = f" at {info.ui}" if info else ""
     if state == "unreachable":
-        return Check("prefect server", "fail", f"PREFECT_API_URL{at} does not answer", "start it, or unset PREFECT_API_URL")
+        return Check(
+            "prefect server", "fail", f"PREFECT_API_URL{at} does not answer", "start it, or unset PREFECT_API_URL"
+        )
     if state == "stale":
         return Check("prefect server", "ok", "not running (the last one died); `strop run` starts one")
     if state == "starting":

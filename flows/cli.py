@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -102,7 +101,8 @@ def _unexpected(error: Exception) -> int:
     with tempfile.NamedTemporaryFile("w", prefix="strop-error-", suffix=".log", delete=False) as log:
         print("command:", *sys.argv, file=log)
         traceback.print_exception(error, file=log)
-    say(f"error: {type(error).__name__}: {error}\nThis is a bug in Strop or in a plugin; the traceback is in {Path(log.name)}")
+    say(f"error: {type(error).__name__}: {error}")
+    say(f"This is a bug in Strop or in a plugin; the traceback is in {log.name}")
     return FAILED
 
 

@@ -12,7 +12,7 @@ from strop.storage.errors import LakeError, StropError, did_you_mean
 
 if TYPE_CHECKING:
     from strop.flows.runs import RunState
-    from strop.storage.lineage import Node
+    from strop.storage.nodes import Node
 
 ONLY_JSON = frozenset({"key", "path", "content_hash", "recipe_hash", "code_version", "started_at", "problem_key"})
 """Facts of a lineage that would bury the tree; `--format json` and `strop show` have them."""
@@ -25,7 +25,10 @@ def status(
     lake: options.Lake = options.LAKE,
     json: options.Json = False,
 ) -> None:
-    """List the runs of the lake: how far each is, whether a process drives it, and its champion."""
+    """List the runs of the lake.
+
+    How far each is, its champion, and whether a process drives it now.
+    """
     from strop.flows import report, runs
 
     found = runs.states(lake)
@@ -95,7 +98,10 @@ def sql(
     lake: options.Lake = options.LAKE,
     form: Form = "table",
 ) -> None:
-    """Ask the lake in SQL. Only reads; sees one snapshot; never waits for a run that writes."""
+    """Ask the lake in SQL.
+
+    Only reads, sees one snapshot, and never waits for a run that writes.
+    """
     from strop.storage.console import open_console
 
     check_form(form, output.FORMATS)
@@ -109,7 +115,10 @@ def lineage(
     lake: options.Lake = options.LAKE,
     form: Annotated[str, typer.Option("--format", help="tree or json.")] = "tree",
 ) -> None:
-    """Walk from a row to what made it and what it made: policy, example, rollout, problem, verifier, seed."""
+    """Tell what made a row, and what it made.
+
+    Walks both ways between policy, example, rollout, problem, verifier and seed.
+    """
     import dataclasses
 
     from strop.storage.console import open_console
@@ -130,7 +139,10 @@ def show(
     lake: options.Lake = options.LAKE,
     json: options.Json = False,
 ) -> None:
-    """Print one row of the lake with every column, and what was said of it."""
+    """Print one row of the lake.
+
+    Every column that has a value, then what scorers, filters and gates said of it.
+    """
     from strop.storage.console import open_console
 
     with open_console(lake) as console:
@@ -183,7 +195,9 @@ def find_row(console: Any, number: int, lake: Path) -> tuple[str, dict[str, Any]
 
 def _said(console: Any, number: int) -> list[dict[str, Any]]:
     """Scores and decisions about a row."""
-    scores = console.query(f"SELECT scorer, coalesce(verdict, value::VARCHAR), reason FROM scores WHERE subject_id = {number}")
+    scores = console.query(
+        f"SELECT scorer, coalesce(verdict, value::VARCHAR), reason FROM scores WHERE subject_id = {number}"
+    )
     decisions = console.query(
         f"SELECT decider, coalesce(action, CASE WHEN keep THEN 'keep' ELSE 'drop' END), reason "
         f"FROM decisions WHERE subject_id = {number}"

@@ -13,7 +13,10 @@ from strop.storage.errors import StropError
 
 
 def init(folder: Annotated[Path, typer.Argument(help="Folder to make, e.g. my-loop.")]) -> None:
-    """Write a project to start from: a recipe, a verifier of your own, problems, and a test that passes."""
+    """Write a project to start from.
+
+    A recipe, a verifier of your own, problems, and a test that passes.
+    """
     from strop.flows import starter, templates
 
     if folder.exists() and any(folder.iterdir()):
@@ -27,7 +30,10 @@ def init(folder: Annotated[Path, typer.Argument(help="Folder to make, e.g. my-lo
 
 
 def doctor(lake: options.Lake = options.LAKE, json: options.Json = False) -> int:
-    """Check this installation and machine, a line each, with what to do. Exits with 1 when something fails."""
+    """Check this installation and machine.
+
+    A line for each thing looked at, with what to do. Exits with 1 when something fails.
+    """
     from strop.flows import checks
 
     found = checks.run_all(lake)

@@ -136,7 +136,10 @@ def validate(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Check a recipe: plugins found, settings right, every stage's input written before it. Runs nothing."""
+    """Check a recipe without running it.
+
+    Plugins are found, settings are right, and what a stage reads is written before it.
+    """
     from strop.core.recipe import load
 
     if schema:
@@ -165,7 +168,10 @@ def plan(
     overrides: options.Set = None,
     json: options.Json = False,
 ) -> None:
-    """Say what `strop run` would do: stages, rollouts, tokens, what the lake already has. Runs nothing."""
+    """Say what a run would do and how long it takes.
+
+    Stages, rollouts, tokens, and what the lake already has. Runs nothing.
+    """
     import dataclasses
 
     from strop.core.plan import plan as make_plan
@@ -204,7 +210,10 @@ def serve(
     seed: options.Seed = None,
     overrides: options.Set = None,
 ) -> int:
-    """Add a round to a run on a schedule, until Ctrl-C. Two firings never overlap; each has a process of its own."""
+    """Add a round to a run on a schedule.
+
+    Stays in the foreground until Ctrl-C. Two firings never overlap; each has a process of its own.
+    """
     from strop.core.recipe import default_run_id, load
     from strop.flows import schedule
 

@@ -7,7 +7,7 @@ import typer
 from strop.flows import options, server
 from strop.flows.output import as_json, say
 
-app = typer.Typer(help="The project's Prefect server: its UI shows runs, schedules and logs.", no_args_is_help=True)
+app = typer.Typer(help="Start, find or stop the Prefect server.", no_args_is_help=True)
 
 
 @app.command()

@@ -120,7 +120,8 @@ def _rates(event: Event) -> str:
 def _examined(event: Event) -> str:
     """The metrics of the round's policy and what became of it."""
     metrics: dict[str, list[Any]] = event.detail.get("metrics", {})
-    parts = [f"{name} {_value(*found[:3])}" for name, found in metrics.items() if found[0] is not None]
+    order = sorted(metrics, key=lambda name: (not name.startswith("pass@"), len(name), name))
+    parts = [f"{name} {_value(*metrics[name][:3])}" for name in order if metrics[name][0] is not None]
     status = event.detail.get("status")
     return "".join(f", {part}" for part in parts) + (f": {event.detail['policy']} is {status}" if status else "")
 
@@ -145,7 +146,7 @@ class Board:
         self.console = console or Console(file=out)
         self._stages: dict[str, Event] = {}
         self._round = 0
-        self._live: Live = Live(console=self.console, refresh_per_second=8, transient=True, get_renderable=self._render)
+        self._live: Live = Live(console=self.console, refresh_per_second=8, transient=True, get_renderable=self.render)
 
     def __enter__(self) -> Board:
         self._live.start()
@@ -157,15 +158,16 @@ class Board:
     def __call__(self, event: Event) -> None:
         """Take one event."""
         if event.kind in {"run_start", "round_done", "run_done"}:
-            self._live.console.print(line(event), highlight=False, markup=False)
             self._stages.clear()
+            self._live.console.print(line(event), highlight=False, markup=False)
             return
         if event.round != self._round:
             self._stages.clear()
             self._round = event.round
         self._stages[event.stage] = event
 
-    def _render(self) -> Group:
+    def render(self) -> Group:
+        """What stands on the terminal now."""
         from rich.console import Group
         from rich.table import Table
 
@@ -178,11 +180,12 @@ class Board:
     def _row(self, event: Event) -> tuple[RenderableType, ...]:
         from rich.progress_bar import ProgressBar
         from rich.spinner import Spinner
+        from rich.text import Text
 
         if event.kind == "stage_done":
-            return "[green]✓[/]", event.stage, "", f"{_count(event)}{_rates(event)}", duration(event.seconds)
+            return Text("✓", style="green"), event.stage, "", f"{_count(event)}{_rates(event)}", duration(event.seconds)
         if event.kind == "stage_skipped":
-            return "[dim]=[/]", event.stage, "", "[dim]already in the lake[/]", ""
+            return Text("=", style="dim"), event.stage, "", Text("already in the lake", style="dim"), ""
         left = _eta(event)
         bar = ProgressBar(total=event.total or None, completed=event.done, width=24, pulse=not event.total)
         rates = f"{_count(event)}{_rates(event)}" if event.done or event.total else ""

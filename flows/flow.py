@@ -31,7 +31,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterState,
     TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.states import Crashed
 
@@ -119,8 +119,8 @@ def run_with_prefect(
         reconcile()
         token = _SESSION.set(_Session(recipe, on_event))
         try:
-            summary: RunSummary = sharpen(name, str(lake), run_id, rounds, recipe.seed, overrides)
-            return summary
+            run_flow: Callable[..., RunSummary] = sharpen
+            return run_flow(name, str(lake), run_id, rounds, recipe.seed, overrides)
         finally:
             _SESSION.reset(token)
 
@@ -155,8 +155,8 @@ def quiet(home: Path) -> Path:
         logger.addHandler(to_file)
         logger.propagate = False
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if type(h).__name__ == "PrefectConsoleHandler"]:
-        root.removeHandler(handler)
+    for console in [h for h in root.handlers if type(h).__name__ == "PrefectConsoleHandler"]:
+        root.removeHandler(console)
     return path
 
 
@@ -178,7 +178,11 @@ def _claim() -> None:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return
-    me = {"strop.host": socket.gethostname(), "strop.pid": os.getpid(), "strop.started": process_started(os.getpid())}
+    me: dict[str, bool | int | float | str] = {
+        "strop.host": socket.gethostname(),
+        "strop.pid": os.getpid(),
+        "strop.started": process_started(os.getpid()) or 0.0,
+    }
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(context.flow_run.id, me)
 
@@ -192,7 +196,9 @@ def _dead(run: FlowRun) -> bool:
 
 
 def _mark(client: SyncPrefectClient, run: FlowRun) -> None:
-    state = Crashed(message="its process is gone; the same command resumes it from the last committed stage")
+    state: State[Any] = Crashed(
+        message="its process is gone; the same command resumes it from the last committed stage"
+    )
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
         task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_UNFINISHED))),

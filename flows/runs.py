@@ -29,11 +29,16 @@ ORDER BY metric_id
 """
 KEPT = """
 SELECT run_id, round, count(*) FILTER (kept) AS kept, count(*) AS judged
-FROM (SELECT run_id, round, subject_id, bool_and(keep) AS kept FROM decisions WHERE subject_kind = 'rollout' GROUP BY ALL)
+FROM (SELECT run_id, round, subject_id, bool_and(keep) AS kept FROM decisions
+      WHERE subject_kind = 'rollout' GROUP BY ALL)
 GROUP BY run_id, round
 """
 GATES = "SELECT run_id, round, action, reason FROM decisions WHERE subject_kind = 'policy' ORDER BY decision_id"
 POLICIES = "SELECT run_id, round, name, status FROM policies ORDER BY policy_id"
+
+
+PAUSE_S = 10.0
+"""A longer gap between two stages is an interruption; a shorter one is commits and workers starting."""
 
 
 class Queryable(Protocol):
@@ -102,12 +107,16 @@ def read_states(console: Queryable) -> list[RunState]:
         run = runs.setdefault(run_id, RunState(run_id))
         return run.rounds.setdefault(round, Round(round))
 
+    spans: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for run_id, round, stage, done, shards, started, ended, tokens in console.query(STAGES).rows:
         row = at(run_id, round)
         row.stages[stage] = (done, shards)
-        row.seconds += (ended - started).total_seconds() if started and ended else 0.0
+        if started and ended:
+            spans.setdefault((run_id, round), []).append((started.timestamp(), ended.timestamp()))
         row.tokens += tokens or 0
         runs[run_id].stage, runs[run_id].at = stage, ended
+    for (run_id, round), found in spans.items():
+        at(run_id, round).seconds = worked(found)
     for run_id, round, name, value, low, high in console.query(METRICS).rows:
         at(run_id, round).metrics[name] = (value, low, high)
     for run_id, round, kept, judged in console.query(KEPT).rows:
@@ -119,6 +128,15 @@ def read_states(console: Queryable) -> list[RunState]:
         if status == "champion":
             runs[run_id].champion = name
     return list(runs.values())
+
+
+def worked(spans: list[tuple[float, float]]) -> float:
+    """Seconds from the first start to the last end, without gaps in which the run was not going."""
+    total, until = 0.0, min(start for start, _ in spans)
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until)) + (start - until if 0 < start - until < PAUSE_S else 0.0)
+        until = max(until, end)
+    return total
 
 
 def rounds_done(lake: Path, run_id: str, recipe: Recipe) -> int:

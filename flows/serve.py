@@ -11,7 +11,7 @@ import contextlib
 import multiprocessing
 import signal
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -24,8 +24,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
-from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
+from prefect.types import DateTime
+from prefect.types.entrypoint import EntrypointType
 
 from strop.flows.flow import connected, reconcile, sharpen
 from strop.flows.output import say
@@ -68,9 +70,7 @@ def serve_recipe(
             },
             description=f"Adds a round to run {run_id} of {recipe}, {when}.",
             tags=["strop"],
-            concurrency_limit=ConcurrencyLimitConfig(
-                limit=1, collision_strategy=ConcurrencyLimitStrategy(strategy)
-            ),
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy(strategy)),
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         assert isinstance(made, RunnerDeployment)
@@ -122,7 +122,7 @@ async def _forget_missed(deployment_id: UUID) -> None:
     missed = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=datetime.now(UTC)),
+        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=DateTime.now("UTC")),
     )
     async with get_client() as client:
         for run in await client.read_flow_runs(flow_run_filter=missed, limit=200):

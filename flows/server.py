@@ -16,8 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -166,6 +164,9 @@ def status(home: Path) -> tuple[str, ServerInfo | None]:
 
 def healthy(url: str, *, timeout_s: float = 2.0) -> bool:
     """Whether an API answers there. An answer that refuses us (401, 403, 404) is an answer: it may want a key."""
+    import urllib.error
+    import urllib.request
+
     # A proxy of the environment cannot reach this machine's loopback.
     proxy = urllib.request.ProxyHandler({} if urlsplit(url).hostname in _LOCAL else None)
     try:
@@ -192,12 +193,12 @@ def _alive(home: Path) -> ServerInfo | None:
     """The server of the state file if its very process lives, answering or not."""
     try:
         raw = json.loads(state_file(home).read_text())
-        info = ServerInfo(raw["url"], home, int(raw["pid"]), float(raw["started"]), log_file(home))
+        url, pid, started = str(raw["url"]), int(raw["pid"]), float(raw["started"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    assert info.pid is not None and info.started is not None
-    now = process_started(info.pid)
-    return info if now is not None and abs(now - info.started) < 1.0 else None
+    now = process_started(pid)
+    same = now is not None and abs(now - started) < 1.0
+    return ServerInfo(url, home, pid, started, log_file(home)) if same else None
 
 
 def _port(home: Path) -> int:

@@ -17,7 +17,7 @@ class Skeleton:
     """Names from `strop.storage.tables`."""
     core: tuple[str, ...] = ()
     """Names from `strop.core.plugin`, besides Config and stage."""
-    field: str = "note: str = \"\""
+    field: str = 'note: str = ""'
     field_doc: str = "What this setting does; rename it."
 
 

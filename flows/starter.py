@@ -13,7 +13,7 @@ description: Sharpen a small character model on the problems of this folder
 rounds: 3
 base: pretrained_char                  # about a minute on two CPU cores, kept for every later run
 tasks:
-  - {use: jsonl, path: ./problems.jsonl}
+  - {use: jsonl, path: ./problems.jsonl, heldout: 0.2}   # a fifth is kept for the exam
 engine: hf
 heldout: {n: 4, max_tokens: 96}        # how every policy is examined
 round:
@@ -146,7 +146,7 @@ right ones and keeps the new policy if it is better, round after round.
 |---|---|
 | `recipe.yaml` | the stages of a round and their settings; `strop plugins list` shows what there is |
 | `near_match.py` | what counts as right |
-| `problems.jsonl` | your problems: `prompt`, `reference`, and `split` (`train` or `heldout`) |
+| `problems.jsonl` | your problems: a `prompt` and its `reference` a line |
 | `test_near_match.py` | what you promise |
 
 The lake (`lake/`) keeps every rollout, score and checkpoint; `.prefect/` belongs to the local Prefect server, which
@@ -154,7 +154,7 @@ The lake (`lake/`) keeps every rollout, score and checkpoint; `.prefect/` belong
 """)
 
 IGNORE = "lake/\n.prefect/\n__pycache__/\n"
-PROBLEMS, HELD_OUT = 600, 120
+PROBLEMS = 600
 
 
 def files(name: str) -> dict[str, str]:
@@ -183,8 +183,5 @@ def problems() -> str:
             value = value - term if sign == "-" else value + term
             text += f"{sign}{term}"
         found[f"{text}="] = value
-    lines = [
-        {"prompt": prompt, "reference": str(value), "split": "heldout" if i < HELD_OUT else "train"}
-        for i, (prompt, value) in enumerate(found.items())
-    ]
+    lines = [{"prompt": prompt, "reference": str(value)} for prompt, value in found.items()]
     return "".join(f"{json.dumps(line)}\n" for line in lines)

@@ -78,7 +78,10 @@ def plugin_files(stage: str, name: str) -> dict[str, str]:
         does=part.idea,
         body=body + (f"\n\n\n{Template(rest).substitute(name=name)}" if rest else ""),
     )
-    return {f"{name}.py": text.rstrip() + "\n", f"test_{name}.py": TEST.substitute(name=name, stage=stage, idea=part.idea)}
+    return {
+        f"{name}.py": text.rstrip() + "\n",
+        f"test_{name}.py": TEST.substitute(name=name, stage=stage, idea=part.idea),
+    }
 
 
 def _signature(name: str, class_name: str, handles: tuple[str, ...], returns: str) -> str:

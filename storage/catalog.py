@@ -8,11 +8,16 @@ Left out: renamed columns and inlined rows, which Strop never makes.
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from strop.storage.errors import LakeError
+
+T = TypeVar("T")
 
 LIVE = "{0}.begin_snapshot <= :at AND ({0}.end_snapshot IS NULL OR {0}.end_snapshot > :at)"
 NEWEST = "SELECT max(snapshot_id) FROM ducklake_snapshot"
@@ -32,6 +37,10 @@ SELECT f.table_id, f.path, f.path_is_relative, f.record_count, f.begin_snapshot,
 FROM ducklake_data_file f
 LEFT JOIN ducklake_delete_file d ON d.data_file_id = f.data_file_id AND {LIVE.format("d")}
 WHERE {LIVE.format("f")} ORDER BY f.table_id, f.data_file_id"""
+
+COMMITS = """
+SELECT snapshot_id, commit_extra_info FROM ducklake_snapshot_changes
+WHERE commit_extra_info IS NOT NULL ORDER BY snapshot_id DESC"""
 
 TYPES = {
     "boolean": "BOOLEAN",
@@ -100,6 +109,28 @@ def read_catalog(root: Path, snapshot: int | None = None) -> Catalog:
 
     Raises LakeError when there is no lake in the folder, no such snapshot, or the catalog cannot be read.
     """
+    return _reading(root, lambda connection: _read(connection, root, snapshot))
+
+
+def snapshot_of(root: Path, round: int, run_id: str | None = None) -> int:
+    """The last snapshot that a round committed: of one run, or of whichever run got there last.
+
+    Raises LakeError when no such round has committed anything.
+    """
+    rounds: dict[str, set[int]] = {}
+    for snapshot, extra in _reading(root, lambda connection: connection.execute(COMMITS).fetchall()):
+        made = json.loads(extra)
+        if made.get("round") == round and run_id in (None, made.get("run")):
+            return int(snapshot)
+        rounds.setdefault(made.get("run", ""), set()).add(made.get("round", 0))
+    there = "; ".join(f"{run} has rounds {min(found)} to {max(found)}" for run, found in sorted(rounds.items()))
+    raise LakeError(
+        f"no commit of round {round}{f' of {run_id}' if run_id else ''} in {root}: {there or 'it is empty'}"
+    )
+
+
+def _reading(root: Path, read: Callable[[sqlite3.Connection], T]) -> T:
+    """Read the catalog in one transaction."""
     path = root / "catalog.sqlite"
     if not path.is_file():
         raise LakeError(
@@ -110,7 +141,7 @@ def read_catalog(root: Path, snapshot: int | None = None) -> Catalog:
         connection = _open(path)
         try:
             connection.execute("BEGIN")
-            return _read(connection, root, snapshot)
+            return read(connection)
         finally:
             connection.close()
     except sqlite3.Error as error:

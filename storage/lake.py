@@ -39,7 +39,7 @@ log = logging.getLogger("strop.lake")
 
 
 class Lake:
-    """An open lake. Any thread may use it; a commit holds the lake's lock, reads never wait for one."""
+    """An open lake. Any thread may use it, one at a time; reads never wait for another process's commit."""
 
     def __init__(self, root: Path, connection: duckdb.DuckDBPyConnection, *, read_only: bool) -> None:
         self.root = root
@@ -83,7 +83,7 @@ class Lake:
             discard(path for paths in files.values() for path in paths)
 
     def _merge(self) -> None:
-        """Upkeep between two commits. The commit before it stands, so its failure is a warning; the next one retries."""
+        """Upkeep after a commit, which stands whatever happens here: a failure is a warning, and is retried later."""
         try:
             merge_small_files(self._connection, self.root)
         except (OSError, duckdb.Error) as error:

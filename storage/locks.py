@@ -59,14 +59,16 @@ def commit_lock(root: Path) -> Iterator[None]:
 def run_lock(root: Path, run_id: str) -> Iterator[None]:
     """Hold a run, so that no second process drives it. Raises LakeError at once when a live process does."""
     path = root / "locks" / f"run-{run_id.replace(os.sep, '_')}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise LakeError(
             f"run {run_id!r} is already being driven by {_holder(path)}; wait for it, or stop that process first"
         ) from None
+    except OSError as error:
+        raise LakeError(f"cannot lock run {run_id!r} with {path}: {error}; make its folder writable") from error
     try:
         _sign(path)
         yield

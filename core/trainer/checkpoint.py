@@ -13,6 +13,7 @@ import torch
 
 from strop.core.trainer.job import TrainJob, TrainResult
 from strop.core.trainer.policy import quiet
+from strop.storage.durable import fsync
 
 CHECKPOINT = "checkpoint.pt"
 RESULT = "result.json"
@@ -59,11 +60,11 @@ def save_policy(model: Any, tokenizer: Any, job: TrainJob, *, dtype: torch.dtype
         else:
             tokenizer.save_pretrained(partial)
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-            _fsync(path)
-        _fsync(partial)
+            fsync(path)
+        fsync(partial)
         write_result(job, result)
         partial.rename(job.output)
-        _fsync(job.output.parent)
+        fsync(job.output.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -83,7 +84,7 @@ def write_result(job: TrainJob, result: TrainResult) -> None:
     partial = job.work / f"{RESULT}.partial"
     values = dataclasses.asdict(result) | {"output": str(result.output), "key": job.key()}
     partial.write_text(json.dumps(values))
-    _fsync(partial)
+    fsync(partial)
     partial.replace(job.work / RESULT)
 
 
@@ -96,11 +97,3 @@ def finished(job: TrainJob) -> TrainResult | None:
     if values.pop("key") != job.key():
         return None
     return TrainResult(**values | {"output": job.output})
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

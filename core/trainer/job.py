@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from strop.storage.durable import fsync
 from strop.storage.errors import StageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -124,10 +124,8 @@ def write_examples(path: Path, examples: pa.Table | Sequence[Mapping[str, Any]])
     check_examples(table)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as out:
-        pq.write_table(table, out, compression="zstd")
-        out.flush()
-        os.fsync(out.fileno())
+    pq.write_table(table, partial, compression="zstd")
+    fsync(partial)
     partial.replace(path)
     return path
 

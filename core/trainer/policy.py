@@ -66,7 +66,7 @@ def load_model(directory: Path, *, keep_dtype: bool = False) -> tuple[Any, torch
 
             adapted = AutoPeftModelForCausalLM.from_pretrained(directory, dtype="auto")
             stored: torch.dtype = adapted.get_base_model().dtype
-            model: Any = adapted.float().merge_and_unload()
+            model: Any = adapted.float().merge_and_unload().requires_grad_(True)
         else:
             model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
             stored = model.dtype

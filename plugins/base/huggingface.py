@@ -1,5 +1,6 @@
 """A causal language model in Hugging Face format: a local directory as it lies, or a repository of the hub.
 
+Source: the checkpoint format of transformers, Wolf et al. 2020, 1910.03771.
 Weights are read as safetensors alone, so that no pickle is ever run.
 """
 

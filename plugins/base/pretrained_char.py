@@ -46,7 +46,7 @@ class PretrainedChar(Config):
     """Width of the feed-forward layers."""
     context: PositiveInt = 256
     """Longest sequence, in characters."""
-    steps: PositiveInt = 2200
+    steps: PositiveInt = 1700
     """Optimiser steps."""
     batch_tokens: PositiveInt = 1024
     """Tokens of a step, padding included."""
@@ -72,6 +72,7 @@ def pretrained_char(
     import torch
 
     from strop.core.chars import character_tokenizer
+    from strop.core.trainer.policy import quiet
 
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
@@ -83,7 +84,8 @@ def pretrained_char(
     finally:
         torch.set_num_threads(threads)
     directory.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(directory)
+    with quiet():
+        model.save_pretrained(directory)
     character_tokenizer(config.context).save_pretrained(directory)
     return directory
 
@@ -120,6 +122,7 @@ def _pretrain(model: LlamaForCausalLM, config: PretrainedChar, seed: int, progre
         torch.optim.AdamW(rest, lr=config.lr_rest, weight_decay=config.weight_decay, betas=(0.9, 0.98)),
     ]
     peaks = [group["lr"] for o in optimizers for group in o.param_groups]
+    progress("pretraining", 0, config.steps)
     batches = _batches(config, random.Random(seed))
     model.train()
     for step, (ids, targets) in enumerate(batches):
@@ -133,7 +136,7 @@ def _pretrain(model: LlamaForCausalLM, config: PretrainedChar, seed: int, progre
             optimizer.zero_grad()
         if (step + 1) % 25 == 0 or step + 1 == config.steps:
             progress("pretraining", step + 1, config.steps)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
 
 
 def _loss(model: LlamaForCausalLM, ids: Tensor, targets: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
 
 import torch
-from strop.core.engine import Sampling
-from strop.plugins.engines._draw import Drawn, draw, streams, uniforms
 from torch import Tensor
+
+from strop.core.engine import Sampling
+from strop.plugins.engines._draw import Drawn, draw, exact, streams, uniforms
 
 _BLOCK = 64
 """Steps whose random numbers are made at a time."""
@@ -52,6 +53,16 @@ class Sampled:
     stopped: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How to tell that a stop string was just completed."""
+
+    window: int
+    """How many of the last tokens can hold one."""
+    met: Callable[[list[list[int]]], list[bool]]
+    """Whether the text of these tokens holds one, for each row."""
+
+
 class UnsoundLogits(Exception):
     """Some logits are not numbers."""
 
@@ -87,9 +98,11 @@ class _Rows:
     done: Tensor
     stopped: Tensor
     length: Tensor
+    recent: Tensor
+    """[B, W] the last tokens, -1 before the first; W is 0 where no stop string is looked for."""
 
     def take(self, rows: Tensor) -> _Rows:
-        return _Rows(self.place[rows], self.limit[rows], self.done[rows], self.stopped[rows], self.length[rows])
+        return _Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class _Record:
@@ -134,12 +147,11 @@ def decode(
     sampling: Sampling,
     *,
     eos: Tensor,
-    ends: Callable[[list[int]], bool] | None,
+    ends: Ends | None,
     progress: Callable[[int, int], None],
 ) -> list[Sampled]:
     """Completions of every sample of the batch, item by item.
 
-    `ends(tokens)` tells whether a stop string has just been completed; None where there is none to look for.
     Raises UnsoundLogits.
     """
     device = eos.device
@@ -154,18 +166,20 @@ def decode(
     start = streams([seed for item in batch for seed in item.seeds])
     count = len(start)
     nothing = torch.zeros(count, dtype=torch.bool, device=device)
-    rows = _Rows(torch.arange(count, device=device), limit, nothing, nothing, limit)
+    recent = torch.full((count, ends.window if ends else 0), -1, device=device)
+    rows = _Rows(torch.arange(count, device=device), limit, nothing, nothing, limit, recent)
     record = _Record(count, most)
     dropped = 0
     for step in range(most):
         if step % _BLOCK == 0:
-            random = uniforms(start, step, _BLOCK).to(device)
+            random = uniforms(start, step, _BLOCK).to(exact(device)).to(device)
         drawn = draw(logits, random[:, step % _BLOCK], sampling)
         record.pending.append(drawn)
         record.steps += 1
         ended = (drawn.tokens[:, None] == eos).any(-1) if len(eos) != 1 else drawn.tokens == eos
         if ends is not None:
-            ended = ended | _stop_strings(record, rows, ends)
+            rows.recent = torch.cat([rows.recent[:, 1:], drawn.tokens[:, None]], 1)
+            ended = ended | _stop_strings(rows, ends)
         ended = ended & ~rows.done
         rows.stopped = rows.stopped | ended
         rows.length = torch.where(ended, step + 1, rows.length)
@@ -199,10 +213,7 @@ def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Ten
     return ids, torch.tensor(first, device=device) if any(first) else None
 
 
-def _stop_strings(record: _Record, rows: _Rows, ends: Callable[[list[int]], bool]) -> Tensor:
+def _stop_strings(rows: _Rows, ends: Ends) -> Tensor:
     """[B] whether the row's text now holds a stop string."""
-    recent = torch.stack([d.tokens for d in record.pending], 1).cpu()
-    before = record.tokens[rows.place.cpu(), : record.steps - len(record.pending)]
-    texts = torch.cat([before, recent], 1).tolist()
-    done = rows.done.tolist()
-    return torch.tensor([not d and ends(t) for t, d in zip(texts, done, strict=True)], device=rows.done.device)
+    windows = [[token for token in row if token >= 0] for row in rows.recent.tolist()]
+    return torch.tensor(ends.met(windows), device=rows.done.device)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from strop.core.engine import Sampling
 from torch import Tensor
+
+from strop.core.engine import Sampling
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _SALT = np.uint64(0xD1B54A32D192ED03)
@@ -68,7 +69,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
     if sampling.top_p < 1 or 0 < sampling.top_k < logps.shape[-1]:
         logps = _truncated(logps, sampling)
     probabilities = logps.exp()
-    cumulated = probabilities.cumsum(-1, dtype=torch.float64)
+    cumulated = probabilities.cumsum(-1, dtype=exact(logits.device))
     total = cumulated[:, -1:]
     tokens = torch.searchsorted(cumulated, uniform[:, None] * total, right=True).clamp_(max=logps.shape[-1] - 1)
     chosen = logps.gather(1, tokens)[:, 0]
@@ -76,12 +77,17 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
     return Drawn(tokens[:, 0], chosen, -terms.sum(-1), certainty, ~total.isnan().any())
 
 
+def exact(device: torch.device) -> torch.dtype:
+    """The type to add probabilities up in: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _truncated(logps: Tensor, sampling: Sampling) -> Tensor:
     """Log-probabilities of the `top_k` likeliest, then of the fewest of those that hold `top_p`; the rest -inf.
 
     Of equally likely tokens the one with the lower index goes first. `top_p` counts within what `top_k` left.
     """
-    ordered, order = logps.sort(-1, descending=True, stable=True)
+    ordered, order = torch.sort(logps, dim=-1, descending=True, stable=True)
     if 0 < sampling.top_k < logps.shape[-1]:
         ordered = torch.log_softmax(ordered[:, : sampling.top_k], -1)
         order = order[:, : sampling.top_k]

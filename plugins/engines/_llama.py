@@ -84,14 +84,16 @@ class Llama:
     def _qkv(self, layer: _Layer, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [N, H, D], k and v [N, G, D] of rows x [N, E], turned by `turns` [N or 1, 1, D / 2]."""
         rows = F.linear(self._norm(x), layer.qkv, layer.qkv_bias).view(len(x), -1, self.dim)
-        turned, v = rows.split([self.heads + self.groups, self.groups], 1)
+        turned, v = rows[:, : -self.groups], rows[:, -self.groups :]
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = turned.split([self.heads, self.groups], 1)
-            turned = torch.cat([self._norm(q) * layer.q_norm, self._norm(k) * layer.k_norm], 1)
-        pairs = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2)))
+            q, k = (
+                self._norm(turned[:, : self.heads]) * layer.q_norm,
+                self._norm(turned[:, self.heads :]) * layer.k_norm,
+            )
+            turned = torch.cat([q, k], 1)
+        pairs = torch.view_as_complex(turned.float().view(*turned.shape[:-1], -1, 2))
         turned = torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
-        q, k = turned.split([self.heads, self.groups], 1)
-        return q, k, v
+        return turned[:, : self.heads], turned[:, self.heads :], v
 
     def _mlp(self, layer: _Layer, x: Tensor) -> Tensor:
         gate, up = F.linear(self._norm(x), layer.gate_up).chunk(2, -1)
@@ -110,9 +112,7 @@ class Llama:
             allowed = allowed[:, None]
         x = self.embedding[ids.flatten()]
         for index, layer in enumerate(self.layers):
-            q, k, v = (
-                part.reshape(rows, width, -1, self.dim).transpose(1, 2) for part in self._qkv(layer, x, turns)
-            )
+            q, k, v = (part.reshape(rows, width, -1, self.dim).transpose(1, 2) for part in self._qkv(layer, x, turns))
             if cache is not None:
                 cache.keys[index][:, :, :width] = k
                 cache.values[index][:, :, :width] = v
@@ -125,7 +125,7 @@ class Llama:
 
     def prefill(self, ids: Tensor, first: Tensor | None, room: int) -> tuple[Tensor, Cache]:
         """Logits [B, V] after each prompt, padded on the left, and its cache with room for so many more tokens."""
-        cache = Cache(self, *ids.shape, first, room)
+        cache = Cache(self, len(ids), ids.shape[1], first, room)
         x = self._full(ids, first, cache)[:, -1]
         return F.linear(self._norm(x), self.head), cache
 
@@ -133,9 +133,9 @@ class Llama:
         """Logits [B, V] after one more token each."""
         cache.reserve()
         at = cache.width
-        turns = self.turns[at][None, None] if cache.first is None else self.turns[(at - cache.first).clamp_(max=len(self.turns) - 1)][:, None]
-        hidden = None
-        if cache.first is not None:
+        turns, hidden = self.turns[min(at, len(self.turns) - 1)][None, None], None
+        if cache.first is not None:  # a row that has ended and is not yet dropped may be past the last position
+            turns = self.turns[(at - cache.first).clamp_(max=len(self.turns) - 1)][:, None]
             hidden = torch.arange(at + 1, device=tokens.device) < cache.first[:, None]
             hidden = hidden[:, None, None].expand(-1, self.groups, 1, -1).flatten(0, 1)
         x = self.embedding[tokens]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from strop.core.trainer.policy import load_model, pick_device, quiet
 from torch import Tensor
+
+from strop.core.trainer.policy import load_model, pick_device, quiet
 
 if TYPE_CHECKING:
     from strop.plugins.engines._decode import Forward
@@ -25,6 +26,8 @@ class Loaded:
     """Longest sequence, in tokens."""
     eos: Tensor
     """[1..] tokens that end a completion, on the model's device."""
+    token_bytes: int
+    """Bytes of keys and values a token takes."""
 
 
 def load(directory: Path, *, device: str, dtype: str, lean: bool) -> Loaded:
@@ -40,9 +43,9 @@ def load(directory: Path, *, device: str, dtype: str, lean: bool) -> Loaded:
     model.to(device=device, dtype=_dtype(device, dtype)).eval()
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     length = int(min(context, tokenizer.model_max_length, 1 << 30))
-    forward: Forward | None = _lean(model) if lean else None
+    forward: Forward | None = _lean(model) if lean and device != "mps" else None
     eos = torch.tensor(_end_tokens(model, tokenizer), device=device)
-    return Loaded(forward or Modules(model, length), tokenizer, length, eos)
+    return Loaded(forward or Modules(model, length), tokenizer, length, eos, _token_bytes(model))
 
 
 def _lean(model: Any) -> Forward | None:
@@ -61,6 +64,14 @@ def _lean(model: Any) -> Forward | None:
         if not torch.allclose(mine, own[:, -2:], atol=tolerance * max(1.0, float(own.abs().max())), equal_nan=True):
             return None
     return lean
+
+
+def _token_bytes(model: Any) -> int:
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * shared * size * model.dtype.itemsize)
 
 
 def _dtype(device: str, name: str) -> torch.dtype:

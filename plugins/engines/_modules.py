@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from strop.storage.errors import StageError
+
 
 class Modules:
     """A transformers model under the interface of `_llama.Llama`."""
@@ -21,7 +23,9 @@ class Modules:
 
     def prefill(self, ids: Tensor, first: Tensor | None, room: int) -> tuple[Tensor, Cache]:
         """Logits [B, V] after each prompt, padded on the left, and its cache."""
-        mask = torch.ones_like(ids) if first is None else (torch.arange(ids.shape[1]).to(first) >= first[:, None]).long()
+        mask = torch.ones_like(ids)
+        if first is not None:
+            mask = (torch.arange(ids.shape[1], device=ids.device) >= first[:, None]).long()
         given: dict[str, Any] = {"position_ids": (mask.cumsum(1) - 1).clamp_(min=0)} if self.positions else {}
         out = self.model(input_ids=ids, attention_mask=mask, use_cache=True, **given, **self.last)
         return out.logits[:, -1], Cache(out.past_key_values, mask)
@@ -29,7 +33,9 @@ class Modules:
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after one more token each."""
         cache.mask = torch.cat([cache.mask, cache.mask.new_ones(len(tokens), 1)], 1)
-        given: dict[str, Any] = {"position_ids": (cache.mask.sum(1, keepdim=True) - 1).clamp_(max=self.context - 1)} if self.positions else {}
+        given: dict[str, Any] = {}
+        if self.positions:  # a row that has ended and is not yet dropped may be past the last position
+            given["position_ids"] = (cache.mask.sum(1, keepdim=True) - 1).clamp_(max=self.context - 1)
         out = self.model(
             input_ids=tokens[:, None], attention_mask=cache.mask, past_key_values=cache.states, use_cache=True, **given
         )
@@ -53,6 +59,11 @@ class Cache:
 
     def select(self, rows: Tensor) -> Self:
         """The cache of these rows, a row as often as it is named. The old one is used up."""
+        if not hasattr(self.states, "batch_select_indices"):
+            raise StageError(
+                f"the hf engine cannot share a {type(self.states).__name__} among samples: "
+                "sample this architecture with the vllm engine"
+            )
         self.states.batch_select_indices(rows)
         self.mask = self.mask[rows]
         return self

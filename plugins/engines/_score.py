@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
 from strop.plugins.engines._decode import Forward
 
 _ELEMENTS = 1 << 25

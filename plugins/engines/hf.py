@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from strop.core.engine import Completion, Progress, Request, Sampling
 from strop.core.plugin import Config, stage
@@ -23,7 +23,7 @@ from strop.storage.errors import StageError
 if TYPE_CHECKING:
     import torch
 
-    from strop.plugins.engines._decode import Forward, Item, Sampled
+    from strop.plugins.engines._decode import Ends, Forward, Item, Sampled
 
 
 class Hf(Config):
@@ -35,8 +35,8 @@ class Hf(Config):
     """auto = float32 on CPU, bfloat16 or float16 on an accelerator."""
     batch_rows: PositiveInt = 256
     """Most completions sampled at a time."""
-    batch_tokens: PositiveInt = 262_144
-    """Most tokens, prompts and `max_tokens` together, the cache is to hold at a time."""
+    cache_gb: PositiveFloat = 4.0
+    """Memory for keys and values: with long prompts or a large `max_tokens` a batch has fewer rows."""
     chat_template: Literal["auto", "off"] = "auto"
     """auto = the tokenizer's own where it has one; off = prompts as they are."""
     lean: bool = True
@@ -68,6 +68,7 @@ class HfEngine:
         self.context = loaded.context
         self.model: Forward | None = loaded.model
         self.eos: torch.Tensor = loaded.eos
+        self.cached_tokens = max(1, int(config.cache_gb * 1e9 / loaded.token_bytes))
 
     def render(self, prompt: str, messages: Sequence[dict[str, str]] | None = None) -> str:
         """The prompt, or its messages, in the tokenizer's chat template where it has one."""
@@ -106,7 +107,7 @@ class HfEngine:
             if progress is not None:
                 progress(done + more_rollouts, tokens + more_tokens)
 
-        for batch in plan(items, self.config.batch_rows, self.config.batch_tokens):
+        for batch in plan(items, self.config.batch_rows, self.cached_tokens):
             try:
                 with torch.inference_mode():
                     sampled = decode(self._loaded(), batch, sampling, eos=self.eos, ends=ends, progress=tell)
@@ -164,15 +165,13 @@ class HfEngine:
         )
         return texts
 
-    def _ends(self, stop: Sequence[str]) -> Any:
-        """Whether tokens end in a stop string: the last few are looked at, for a token can be a part of a character."""
-        recent = 4 * max(map(len, stop)) + 8
+    def _ends(self, stop: Sequence[str]) -> Ends:
+        from strop.plugins.engines._decode import Ends
 
-        def ends(tokens: list[int]) -> bool:
-            (tail,) = self._decoded([tokens[-recent:]])
-            return any(s in tail for s in stop)
+        def met(windows: list[list[int]]) -> list[bool]:
+            return [any(s in text for s in stop) for text in self._decoded(windows)]
 
-        return ends
+        return Ends(4 * max(map(len, stop)) + 8, met)  # up to four tokens a character, where they are bytes
 
     def _texts(self, sampled: Sequence[Sampled], stop: Sequence[str]) -> list[Completion]:
         made = []

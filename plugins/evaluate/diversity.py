@@ -1,31 +1,36 @@
-"""How different a policy's completions of one problem are: the share of distinct texts among them.
+"""Mean share of distinct completions in a problem's group: what self-training uses up while pass@1 rises.
 
-Falls while pass@1 rises: sharpening spends diversity. Source: distinct-n of whole completions, Li et al. 2016,
-1510.03055.
+Source: distinct-sample share, as Kirk et al. 2023, 2310.06452 measure per-input diversity, on whole completions in
+place of n-grams and embeddings. It falls with the size of the group: compare policies at the same `heldout.n` only.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from strop.core.plugin import Config, stage
-from strop.core.statistics import bootstrap
-from strop.storage.tables import Metric, Rollout
+from strop.core.slices import metrics_by_slice
+from strop.core.verdicts import groups
+from strop.storage.tables import Metric, Problem, Rollout
 
 
 class Diversity(Config):
-    """Nothing to set."""
+    """How the interval is made."""
+
+    resamples: Annotated[int, Field(ge=1000)] = 2000
+    """Bootstrap resamples of the problems."""
 
 
 @stage("evaluate")
-def diversity(config: Diversity, *, rollouts: list[Rollout], seed: int) -> list[Metric]:
-    """Metric `diversity` in 1/n..1, mean over problems with two completions or more."""
-    texts: dict[int, list[str]] = {}
-    for rollout in rollouts:
-        if rollout.finish_reason != "error":
-            texts.setdefault(rollout.problem_id, []).append(rollout.completion)
-    values = [len(set(found)) / len(found) for _, found in sorted(texts.items()) if len(found) > 1]
-    if not values:
-        return []
-    found = bootstrap(values, seed)
-    return [
-        Metric(name="diversity", slice="heldout", value=found.mean, n=found.n, ci_low=found.low, ci_high=found.high)
-    ]
+def diversity(config: Diversity, *, rollouts: list[Rollout], problems: dict[int, Problem], seed: int) -> list[Metric]:
+    """The metric `diversity` on the slice `heldout` and one for each category; problems with one completion say
+    nothing and are left out. Raises ValueError when that leaves none."""
+    shares: dict[int, float] = {}
+    for group in groups(r for r in rollouts if r.finish_reason != "error"):
+        if len(group) > 1:
+            shares[group[0].problem_id] = len({r.completion for r in group}) / len(group)
+    if rollouts and not shares:
+        raise ValueError("diversity needs two completions of a problem, no problem has them: raise `heldout.n`")
+    return metrics_by_slice("diversity", shares, problems, seed=seed, resamples=config.resamples)

@@ -1,11 +1,14 @@
-"""Keep the completions that every verifier passed.
+"""Keeps the rollouts that passed, and says of every other one why it was dropped.
 
-Source: the filter of rejection sampling, e.g. Zelikman et al. 2022, 2203.14465.
+Source: rejection sampling as in STaR, Zelikman et al. 2022, 2203.14465, algorithm 1, line 5.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from strop.core.plugin import Config, stage
+from strop.core.verdicts import of_rollouts, verdicts
 from strop.storage.tables import Decision, Rollout, Score
 
 
@@ -13,30 +16,28 @@ class Correct(Config):
     """Whose verdict counts."""
 
     scorer: str | None = None
-    """One verifier's label; null = all must pass."""
-    truncated: bool = False
-    """Keep completions that were cut off by length, where they passed."""
+    """Label of the verify stage to go by; without it every one must pass."""
+    truncated: Literal["drop", "keep"] = "drop"
+    """What happens to completions cut off at `max_tokens` that pass all the same."""
 
 
 @stage("filter")
 def correct(config: Correct, *, rollouts: list[Rollout], scores: list[Score]) -> list[Decision]:
-    """One decision a rollout, with the reason it was dropped for."""
-    verdicts: dict[int, list[Score]] = {}
-    for score in scores:
-        if score.subject_kind == "rollout" and score.verdict and config.scorer in (None, score.scorer):
-            verdicts.setdefault(score.subject_id, []).append(score)
-    decisions = []
+    """One decision a rollout, in their order."""
+    by_rollout = of_rollouts(scores, config.scorer)
+    verdict = verdicts(scores, config.scorer)
+    found = []
     for rollout in rollouts:
-        reason = _objection(config, rollout, verdicts.get(rollout.rollout_id, []))
-        decisions.append(Decision(subject_id=rollout.rollout_id, keep=reason is None, reason=reason or "correct"))
-    return decisions
+        reason = _against(config, rollout, verdict.get(rollout.rollout_id), by_rollout.get(rollout.rollout_id, []))
+        found.append(Decision(subject_id=rollout.rollout_id, keep=reason is None, reason=reason or "correct"))
+    return found
 
 
-def _objection(config: Correct, rollout: Rollout, scores: list[Score]) -> str | None:
-    if not scores:
-        return f"no verdict of {config.scorer}" if config.scorer else "no verdict"
-    for verdict in ("error", "fail"):
-        against = [score for score in scores if score.verdict == verdict]
-        if against:
-            return f"{against[0].scorer}: {verdict}" + (f" ({against[0].reason})" if against[0].reason else "")
-    return "truncated" if rollout.finish_reason == "length" and not config.truncated else None
+def _against(config: Correct, rollout: Rollout, verdict: str | None, scores: list[Score]) -> str | None:
+    if verdict is None:
+        return "not judged"
+    if verdict == "pass":
+        return "truncated" if rollout.finish_reason == "length" and config.truncated == "drop" else None
+    blame = next(s for s in sorted(scores, key=lambda s: s.scorer) if s.verdict == verdict)
+    prefix = "could not be judged" if verdict == "error" else "wrong"
+    return f"{prefix}: {blame.reason or blame.scorer}"

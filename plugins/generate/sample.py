@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from strop.core.engine import Completion, Engine, Request, Sampling
 from strop.core.plugin import Config, stage
@@ -29,7 +29,7 @@ class Sample(Config):
     """Tokens kept; 0 = off."""
     max_tokens: PositiveInt = 512
     """Longest completion, in tokens; a longer one is cut off and says so."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion."""
 
 
@@ -44,19 +44,50 @@ def sample(
     sample_seed: Callable[[Problem, int], int],
     progress: Callable[[int, int], None],
 ) -> list[Rollout]:
-    """Rollouts in the order of the plan, samples of one problem side by side."""
-    sampling = Sampling(**config.model_dump(exclude={"n"}))
-    requests = []
-    for row in plan:
-        problem = problems[row.problem_id]
-        seeds = tuple(sample_seed(problem, i) for i in range(row.n or config.n))
-        requests.append(Request(prompt=_prompt(problem, contexts, row, engine), seeds=seeds))
-    completions = engine.sample(requests, sampling, progress)
-    return [
-        _rollout(config, row, request, i, completion, engine.name)
-        for row, request, found in zip(plan, requests, completions, strict=True)
-        for i, completion in enumerate(found)
-    ]
+    """Rollouts in the order of the plan, samples of one problem side by side. Rows whose `params` differ are sampled
+    in turn. Raises ValueError for a plan row that starts inside another rollout, or whose `params` do not fit."""
+    found: list[list[Rollout]] = [[] for _ in plan]
+    done = tokens = 0
+    for text in sorted({row.params or "" for row in plan}):
+        here = [i for i, row in enumerate(plan) if (row.params or "") == text]
+        settings = _with(config, text)
+        requests = [_request(settings, plan[i], problems, contexts, engine, sample_seed) for i in here]
+
+        def report(rollouts: int, more: int, before: tuple[int, int] = (done, tokens)) -> None:
+            progress(before[0] + rollouts, before[1] + more)
+
+        completions = engine.sample(requests, Sampling(**settings.model_dump(exclude={"n"})), report)
+        for i, request, made in zip(here, requests, completions, strict=True):
+            found[i] = [_rollout(settings, plan[i], request, j, c, engine.name) for j, c in enumerate(made)]
+            done += len(made)
+            tokens += sum(len(c.token_ids) for c in made)
+    return [rollout for rollouts in found for rollout in rollouts]
+
+
+def _with(config: Sample, params: str) -> Sample:
+    if not params:
+        return config
+    try:
+        overrides: dict[str, Any] = json.loads(params)
+        return Sample.model_validate({**config.model_dump(), **overrides})
+    except (ValidationError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the plan's params {params!r} are no settings of `sample`: {error}") from error
+
+
+def _request(
+    config: Sample,
+    row: Plan,
+    problems: dict[int, Problem],
+    contexts: dict[int, Context],
+    engine: Engine,
+    sample_seed: Callable[[Problem, int], int],
+) -> Request:
+    if row.start_rollout_id is not None:
+        raise ValueError(f"`sample` starts at the problem, and the plan starts inside rollout {row.start_rollout_id}")
+    problem = problems[row.problem_id]
+    number = config.n if row.n is None else row.n
+    seeds = tuple(sample_seed(problem, i) for i in range(number))
+    return Request(prompt=_prompt(problem, contexts, row, engine), seeds=seeds)
 
 
 def _prompt(problem: Problem, contexts: dict[int, Context], row: Plan, engine: Engine) -> str:

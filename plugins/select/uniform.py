@@ -1,6 +1,7 @@
 """Problems drawn uniformly without replacement, with a share kept for those synthesized in the previous round.
 
 Source: the default of every rejection-sampling loop, e.g. Zelikman et al. 2022, 2203.14465.
+Drawn by problem key and not by id, so that runs of other names draw the same problems.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from strop.core.plugin import Config, stage
+from strop.core.problems import by_key
 from strop.storage.tables import Plan, Problem
 
 
@@ -25,14 +27,15 @@ class Uniform(Config):
 
 @stage("select")
 def uniform(config: Uniform, *, problems: list[Problem], seed: int, round: int) -> list[Plan]:
-    """Plan rows in order of problem id."""
+    """Plan rows in order of problem key, which is the same in every run."""
     rng = random.Random(seed)
-    new = [p for p in problems if p.round == round - 1 and p.origin != "task"]
+    ordered = by_key(problems)
+    new = [p for p in ordered if p.round == round - 1 and p.origin != "task"]
     fresh = rng.sample(new, min(len(new), int(config.problems * config.new_share)))
     chosen = {p.problem_id for p in fresh}
-    others = [p for p in problems if p.problem_id not in chosen]
+    others = [p for p in ordered if p.problem_id not in chosen]
     rest = rng.sample(others, min(len(others), config.problems - len(fresh)))
     return [
         Plan(problem_id=p.problem_id, reason="new" if p.problem_id in chosen else "uniform")
-        for p in sorted([*fresh, *rest], key=lambda p: p.problem_id)
+        for p in by_key([*fresh, *rest])
     ]

@@ -1,30 +1,41 @@
-"""New problems where the policy fails: the task's generator, with the budget split over categories by failure share.
+"""New problems of the kinds the policy fails at, as many of each as its share of the failures.
 
-Source: Liang et al. 2025, 2506.08989 (SwS), steps 1 and 3. Changed: failure is 1 - pass rate over the rollouts stored
-so far, not a falling trend over epochs; problems come from the task's own generator with known answers, not from a
-language model, so there is nothing to label or judge.
+Source: SwS, Liang et al. 2025, 2506.08989: failures found per category, budget split by failure share. What differs:
+a problem has failed when its pass rate over the run is below `threshold` (SwS also asks that it was falling from epoch
+to epoch); new problems come from the task's own generator with their references, not from a language model that
+recombines concepts, so no judging, majority labels or difficulty filter is needed.
 """
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
+import dataclasses
+from collections import defaultdict
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
 
 from strop.core.plugin import Config, PassRate, Task, stage
-from strop.core.problems import problem_key
+from strop.core.problems import key_of, problem_key
 from strop.core.seeds import derive
-from strop.storage.errors import PluginError
+from strop.storage.errors import PluginError, did_you_mean
 from strop.storage.tables import Problem
 
-Cell = tuple[str, str | None, float | None]
+_TRIES = 4
+"""Draws from a generator before a kind counts as used up."""
+
+Kind = tuple[str, str | None, float | None]
+"""Task, category, level."""
 
 
 class Weakness(Config):
-    """How many problems."""
+    """How many problems, and what a failure is."""
 
     problems: PositiveInt
-    """New problems a round, at most."""
-    parents: PositiveInt = 3
-    """Failed problems named as parents of each new one: those solved least often."""
+    """New problems a round, in all; fewer where a generator has no more."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A problem whose pass rate is below this has failed."""
+    parents: PositiveInt = 4
+    """Most failed problems a new one names as its parents, those of lowest pass rate."""
 
 
 @stage("synthesize")
@@ -32,51 +43,72 @@ def weakness(
     config: Weakness,
     *,
     problems: list[Problem],
-    pass_rates: dict[int, PassRate],
     heldout_keys: frozenset[str],
+    pass_rates: dict[int, PassRate],
     tasks: dict[str, Task],
     seed: int,
 ) -> list[Problem]:
-    """Problems in order of task, category and level. Raises PluginError when a weak task cannot make any."""
-    cells: dict[Cell, list[tuple[float, int]]] = {}
+    """New problems by kind; none when no problem failed.
+
+    Raises PluginError when a task with failures has no generator.
+    """
+    failed: dict[Kind, list[Problem]] = defaultdict(list)
+    sampled: dict[Kind, int] = defaultdict(int)
     for problem in problems:
         rate = pass_rates.get(problem.problem_id)
         if rate is not None and rate.n:
-            cell = (problem.task, problem.category, problem.level)
-            cells.setdefault(cell, []).append((rate.rate, problem.problem_id))
-    failure = {cell: sum(1 - rate for rate, _ in found) / len(found) for cell, found in cells.items()}
-    known = {p.problem_key for p in problems} | heldout_keys
-    made: list[Problem] = []
-    for cell, count in budget(failure, config.problems).items():
-        task, category, level = cell
-        more = tasks[task].more
-        if more is None:
-            raise PluginError(f"`synthesize: weakness` needs a task with a generator; {task!r} has none: leave it out")
-        parents = [identity for rate, identity in sorted(cells[cell]) if rate < 1][: config.parents]
-        for problem in more(category, level, count, derive(seed, *cell)):
-            new = _child(problem, task, parents)
-            if new.problem_key not in known:
-                known.add(new.problem_key)
-                made.append(new)
-    return made
+            kind = (problem.task, problem.category, problem.level)
+            sampled[kind] += 1
+            if rate.rate < config.threshold:
+                failed[kind].append(problem)
+    kinds = sorted(failed, key=lambda k: (k[0], k[1] or "", k[2] if k[2] is not None else -1.0))
+    shares = split(config.problems, [len(failed[kind]) / sampled[kind] for kind in kinds])
+    taken = {*heldout_keys, *(key_of(p) for p in problems)}
+    found: list[Problem] = []
+    for kind, count in zip(kinds, shares, strict=True):
+        worst = sorted(failed[kind], key=lambda p: (pass_rates[p.problem_id].rate, key_of(p)))
+        parents = [p.problem_id for p in worst[: config.parents]]
+        found += _made(kind, count, _generator(kind[0], tasks), taken, parents, seed)
+    return found
 
 
-def budget(failure: dict[Cell, float], total: int) -> dict[Cell, int]:
-    """Whole numbers in proportion to the failures that sum to `total`, by largest remainder; none where none fails."""
-    cells = sorted(failure, key=repr)
-    mass = sum(failure.values())
-    if mass <= 0:
-        return {}
-    exact = {cell: total * failure[cell] / mass for cell in cells}
-    counts = {cell: int(exact[cell]) for cell in cells}
-    left = total - sum(counts.values())
-    for cell in sorted(cells, key=lambda c: counts[c] - exact[c])[:left]:
-        counts[cell] += 1
-    return {cell: count for cell, count in counts.items() if count}
+def split(total: int, weights: list[float]) -> list[int]:
+    """`total` in whole parts in proportion to the weights, by largest remainder; ties go to the earlier part."""
+    mass = sum(weights)
+    if not mass:
+        return [0] * len(weights)
+    exact = [total * weight / mass for weight in weights]
+    parts = [int(e) for e in exact]
+    order = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
+    for i in order[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
 
 
-def _child(problem: Problem, task: str, parents: list[int]) -> Problem:
-    import dataclasses
+def _generator(label: str, tasks: dict[str, Task]) -> Task:
+    if label not in tasks:
+        raise PluginError(f"no task {label!r} in the recipe{did_you_mean(label, tasks)}")
+    if tasks[label].more is None:
+        raise PluginError(
+            f"weakness cannot make problems for the task {label!r}: it has no generator. Leave `synthesize` out, "
+            "or use a task that has one (chain_arithmetic, reasoning_gym)"
+        )
+    return tasks[label]
 
-    named = dataclasses.replace(problem, task=task, parents=parents, split="train")
-    return dataclasses.replace(named, problem_key=problem_key(named))
+
+def _made(kind: Kind, count: int, task: Task, taken: set[str], parents: list[int], seed: int) -> list[Problem]:
+    """Up to `count` problems whose keys are not in `taken`; their keys are added to it."""
+    label, category, level = kind
+    assert task.more is not None
+    found: list[Problem] = []
+    for attempt in range(_TRIES):
+        if len(found) == count:
+            break
+        drawn = task.more(category, level, count - len(found), derive(seed, "weakness", *kind, attempt))
+        for problem in drawn[: count - len(found)]:
+            made = dataclasses.replace(problem, task=label, split="train", parents=parents)
+            key = problem_key(made)
+            if key not in taken:
+                taken.add(key)
+                found.append(dataclasses.replace(made, problem_key=key))
+    return found

@@ -12,8 +12,10 @@ from strop.core.plugin import Config, stage
 from strop.core.trainer.config import Lora, Train
 from strop.core.trainer.encode import Encoded
 from strop.core.trainer.job import TrainJob, write_examples
+from strop.core.trainer.loop import learning_rate
 from strop.core.trainer.objective import Loss, SequenceBatch
-from strop.core.trainer.train import learning_rate, train
+from strop.core.trainer.policy import quiet
+from strop.core.trainer.train import train
 from strop.storage.errors import StageError
 
 ONE_STEP = {"epochs": 1, "batch_tokens": 10**6, "lr": 1e-3, "warmup": 0.0, "schedule": "constant"}
@@ -72,17 +74,20 @@ def plain_logps(model, tokenizer, prompt, completion):
     return logits.log_softmax(-1)[torch.arange(len(target)), torch.tensor(target)]
 
 
-def plain_step(base, loss_of):
-    """The parameters after one AdamW step on `loss_of(model, tokenizer)`, and the loss."""
+def plain_steps(base, loss_of, rates=(1e-3,)):
+    """The parameters after AdamW steps at these rates on `loss_of(model, tokenizer)`, and the last loss."""
     from transformers import AutoTokenizer
 
     model, tokenizer = load(base), AutoTokenizer.from_pretrained(base)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    loss = loss_of(model, tokenizer)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    for rate in rates:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss = loss_of(model, tokenizer)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
     return {name: p.detach() for name, p in model.named_parameters()}, loss.item()
 
 
@@ -94,10 +99,24 @@ def test_one_sft_step_equals_plain_pytorch(base, job):
         weighed = sum(r["weight"] * x.sum() for r, x in zip(rows, logps, strict=True))
         return -weighed / sum(len(x) for x in logps)
 
-    expected, loss = plain_step(base, loss_of)
+    expected, loss = plain_steps(base, loss_of)
     result = train(job(rows, **ONE_STEP))
     assert result.loss == pytest.approx(loss, abs=1e-5)
     assert_same(weights(result.output), expected, 1e-5)
+
+
+def test_three_steps_follow_the_schedule_of_the_learning_rate(base, job):
+    rows = trainer_tiny.sft_rows(9)
+
+    def loss_of(model, tokenizer):
+        logps = [plain_logps(model, tokenizer, r["prompt"], r["completion"]) for r in rows]
+        return -sum(x.sum() for x in logps) / sum(len(x) for x in logps)
+
+    expected, loss = plain_steps(base, loss_of, (3e-3, 2e-3, 1e-3))
+    result = train(job(rows, epochs=3, batch_tokens=10**6, lr=3e-3, warmup=0.0))
+    assert result.loss == pytest.approx(loss, abs=1e-5)
+    assert [m["lr"] for m in result.metrics] == pytest.approx([3e-3, 2e-3, 1e-3])
+    assert_same(weights(result.output), expected, 1e-4)
 
 
 def test_one_dpo_step_equals_plain_pytorch(base, job, tmp_path):
@@ -116,7 +135,7 @@ def test_one_dpo_step_equals_plain_pytorch(base, job, tmp_path):
             terms.append(-torch.nn.functional.logsigmoid(0.3 * (chosen - rejected)))
         return sum(terms) / len(terms)
 
-    expected, loss = plain_step(base, loss_of)
+    expected, loss = plain_steps(base, loss_of)
     result = train(job(rows, "dpo", config={"beta": 0.3}, reference=other, **ONE_STEP))
     assert result.loss == pytest.approx(loss, abs=1e-5)
     assert_same(weights(result.output), expected, 1e-5)
@@ -191,9 +210,6 @@ def test_a_model_whose_head_is_unknown_goes_through_its_own_forward(base):
     from strop.core.trainer.batches import inputs
     from strop.core.trainer.logps import TokenLogps
 
-    class Doubled(torch.nn.Linear):
-        pass
-
     model = load(base)
     own = model.forward
     model.forward = lambda *args, **kwargs: _doubled(own(*args, **kwargs))
@@ -258,7 +274,8 @@ def test_adapters_alone_are_trained_and_merging_them_changes_no_logit(job, base)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "_proj" in name}
     ids = torch.arange(3, 23)[None]
-    adapted = PeftModel.from_pretrained(load(base), kept.output)
+    with quiet():
+        adapted = PeftModel.from_pretrained(load(base), kept.output)
     torch.testing.assert_close(load(merged.output)(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
 
 

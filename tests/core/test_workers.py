@@ -91,12 +91,12 @@ def test_a_killed_worker_is_reported_with_its_signal_and_log(workers):
 
 def test_release_ends_a_busy_worker(workers):
     seen = []
+
+    def interrupt(_, value):
+        seen.append(value)
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-
-        def interrupt(_, value):
-            seen.append(value)
-            raise KeyboardInterrupt
-
         list(workers.run(nap, [60], interrupt))
     assert gone(seen[0])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from strop.flows import server
 from strop.flows.server import ServerError
 
@@ -131,7 +132,9 @@ def test_a_loopback_server_is_reached_in_spite_of_a_proxy(prefect_home: Path, mo
     assert server.healthy(info.url)
 
 
-def test_use_points_this_process_and_its_children_at_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_use_points_this_process_and_its_children_at_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NO_PROXY", "example.org")
     before = dict(os.environ)
     info = server.ServerInfo("http://127.0.0.1:4/api", tmp_path, 1, 1.0, tmp_path / "log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,17 @@ import pytest
 from strop.storage.lake import Lake, open_lake
 
 
+@pytest.fixture(scope="session")
+def empty_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One empty lake, made once and then copied: making it takes longer than most tests."""
+    root = tmp_path_factory.mktemp("template") / "lake"
+    open_lake(root, create=True).close()
+    return root
+
+
 @pytest.fixture
-def lake(tmp_path: Path) -> Iterator[Lake]:
+def lake(empty_lake: Path, tmp_path: Path) -> Iterator[Lake]:
     """An empty lake, open for writing."""
-    with open_lake(tmp_path / "lake", create=True) as opened:
+    shutil.copytree(empty_lake, tmp_path / "lake")
+    with open_lake(tmp_path / "lake") as opened:
         yield opened

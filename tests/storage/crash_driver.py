@@ -1,7 +1,9 @@
 """Kill a commit at each of its steps, and at a few random moments; print one JSON line for each.
 
-Run as a program of its own: it forks, which a test process with threads must not. What is killed is a child that
-opens a copy of one lake and commits one shard; what is checked is the lake it leaves, and the lake after a retry.
+Run as a program of its own: it forks, which a test process with threads must not. The extensions are loaded once,
+before the forks, into a DuckDB with a single thread, since that takes longer than all the rest. What is killed is a
+child that opens a copy of one lake and commits one shard; what is checked is the lake it leaves, and the lake after
+a retry.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from lake_rows import ledger, rollouts
 
 from strop.storage import commit as commit_module
+from strop.storage import extensions
 from strop.storage.console import open_console
 from strop.storage.lake import Lake, open_lake
 from strop.storage.parquet import write_rows
@@ -121,6 +124,9 @@ def check(root: Path, what: str) -> None:
 
 def main(folder: Path, random_kills: int) -> None:
     template = folder / "template"
+    loaded = extensions.connect()
+    loaded.execute("SET threads = 1")
+    extensions.connect = lambda: loaded
 
     def make() -> None:
         policy = Policy(policy_id=1, status="candidate", kind="full", path="p", content_hash="h")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lake_rows import ledger, one_of_each, rollouts
 
-from strop.storage.catalog import LiveColumn, LiveFile, LiveTable, read_catalog
+from strop.storage.catalog import LiveColumn, LiveFile, LiveTable, read_catalog, snapshot_of
 from strop.storage.console import open_console
 from strop.storage.errors import LakeError
 from strop.storage.lake import Lake
@@ -156,7 +156,7 @@ def test_rounds_at_a_glance(lake: Lake) -> None:
                 Decision(decision_id=i, run_id="t-s0", round=1, subject_id=subject, keep=keep)
                 for i, (subject, keep) in enumerate([(1, True), (1, True), (2, True), (2, False), (3, False)])
             ]
-            + [Decision(decision_id=9, run_id="t-s0", round=1, subject_kind="policy", subject_id=2, keep=True)],
+            + [Decision(decision_id=9, run_id="t-s0", round=1, subject_kind="policy", subject_id=77, keep=True)],
             "metrics": [
                 Metric(
                     metric_id=i,
@@ -242,3 +242,17 @@ def test_the_catalog_knows_files_and_deletions(lake: Lake) -> None:
     lake.commit(ledger("b"), policy_status={1: "champion"})
     files = read_catalog(lake.root).tables["policies"].files
     assert [(f.rows, f.deleted, f.deletes is not None) for f in files] == [(2, 1, True), (1, 0, False)]
+
+
+def test_a_round_names_its_last_snapshot(lake: Lake) -> None:
+    made = [
+        lake.commit(ledger(f"{run}{round}{i}", run_id=run, round=round), rows={"rollouts": rollouts(1, first=9)})
+        for run in ("a", "b")
+        for round in (0, 1)
+        for i in (0, 1)
+    ]
+    assert snapshot_of(lake.root, 0, "a") == made[1]
+    assert snapshot_of(lake.root, 0) == made[5]
+    assert snapshot_of(lake.root, 1, "a") == made[3]
+    with pytest.raises(LakeError, match=r"no commit of round 7 of a in .*: a has rounds 0 to 1; b has rounds 0 to 1"):
+        snapshot_of(lake.root, 7, "a")

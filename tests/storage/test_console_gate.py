@@ -132,6 +132,7 @@ def test_behind_the_gate_there_is_a_second_wall(lake: Lake, tmp_path: Path) -> N
             "LOAD sqlite_scanner",
             "SET enable_external_access = true",
             "SET allowed_paths = ['/']",
+            "SET memory_limit = '1TB'",
         ):
             with pytest.raises(duckdb.Error):
                 console._connection.execute(sql)

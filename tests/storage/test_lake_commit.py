@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 from lake_rows import ledger, one_of_each, rollouts
 
@@ -218,3 +219,18 @@ def test_folders_are_made_durably_and_only_once(tmp_path: Path, monkeypatch: pyt
     durable.make_folder(tmp_path / "a/b")
     assert synced == [tmp_path, tmp_path / "a"]
     shutil.rmtree(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/lake/data"), "make /lake/data writable"),
+        (duckdb.Error("Failed to execute COMMIT: database or disk is full"), "free some space at "),
+        (duckdb.Error("attempt to write a readonly database"), "writable and run the same command again"),
+        (duckdb.Error("something else"), "half written; run the same command again"),
+    ],
+)
+def test_a_failure_says_what_to_do(tmp_path: Path, error: Exception, advice: str) -> None:
+    said = str(commit_module.failure(error, tmp_path, ledger(round=3, shards=4)))
+    assert said.startswith("could not commit generate 1/4 of round 3 of t-s0 to ")
+    assert advice in said

@@ -19,10 +19,11 @@ from strop.storage.layout import FOLDERS
 from strop.storage.tables import SCHEMA_VERSION, TABLES, Policy, Rollout, SchemaVersion
 
 
-def test_a_new_lake_has_its_folders_tables_and_version(lake: Lake) -> None:
-    assert {path.name for path in lake.root.iterdir() if path.is_dir()} == set(FOLDERS)
-    assert [(v.version, v.round) for v in lake.rows(SchemaVersion)] == [(SCHEMA_VERSION, 0)]
-    assert {name for (name,) in lake.query("SELECT table_name FROM duckdb_tables()")} >= {t.TABLE for t in TABLES}
+def test_a_new_lake_has_its_folders_tables_and_version(tmp_path: Path) -> None:
+    with open_lake(tmp_path / "new/lake", create=True) as lake:
+        assert {path.name for path in lake.root.iterdir() if path.is_dir()} == set(FOLDERS)
+        assert [(v.version, v.round) for v in lake.rows(SchemaVersion)] == [(SCHEMA_VERSION, 0)]
+        assert {name for (name,) in lake.query("SELECT table_name FROM duckdb_tables()")} >= {t.TABLE for t in TABLES}
 
 
 def test_creating_twice_opens_the_same_lake(lake: Lake) -> None:

@@ -75,3 +75,9 @@ def test_a_long_wait_for_the_commit_lock_is_said_and_ends(
         holder.wait()
     with commit_lock(tmp_path):
         pass
+
+
+def test_a_place_that_cannot_hold_a_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locks").write_text("a file where the folder should be")
+    with pytest.raises(LakeError, match=r"cannot lock run 'r' with .*locks"), run_lock(tmp_path, "r"):
+        pass

@@ -58,11 +58,14 @@ def test_a_sweep_removes_leftovers_and_nothing_else(lake: Lake) -> None:
     rows = lake.rows(Rollout)
     nothing = sweep(lake)
     assert (nothing.data_files, nothing.staged) == (0, 0)
-    assert orphan.exists() and staged.exists()
+    assert orphan.exists()
+    assert staged.exists()
     swept = sweep(lake, NOW)
     assert swept.data_files > 10
+    assert len(read_catalog(lake.root).tables["rollouts"].files) == 1
     assert swept.staged == 1
-    assert not orphan.exists() and not staged.exists()
+    assert not orphan.exists()
+    assert not staged.exists()
     assert lake.rows(Rollout) == rows
     with open_console(lake.root, snapshot=made[2]) as console:
         assert console.query("SELECT count(*) FROM scores").rows == [(2,)]

@@ -1,0 +1,92 @@
+"""Tokens per second of the hf engine, and of transformers' own `generate`, on one thread.
+
+    python benchmarks/generate.py [policy directory] [--rows 64 128 256 512] [--generate]
+
+Without a directory the default base policy is pretrained first, into a temporary folder. Times are CPU seconds, so
+that a busy machine changes them less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from strop.core.engine import Request, Sampling
+from strop.core.seeds import derive
+from strop.plugins.base.pretrained_char import PretrainedChar, pretrained_char
+from strop.plugins.engines.hf import Hf, hf
+from strop.plugins.tasks.chain_arithmetic import ChainArithmetic, heldout_problems, score_answer
+
+SAMPLING = Sampling(max_tokens=96)
+
+
+def main() -> None:
+    """Print a line for each setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("policy", type=Path, nargs="?")
+    parser.add_argument("--n", type=int, default=8, help="samples of each of the 600 held-out problems")
+    parser.add_argument("--rows", type=int, nargs="+", default=[64, 128, 256, 512], help="batch_rows to try")
+    parser.add_argument("--generate", action="store_true", help="also time transformers' generate")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        policy = chosen.policy or pretrained(Path(folder))
+        for rows in chosen.rows:
+            engine_line(policy, chosen.n, rows)
+        if chosen.generate:
+            generate_line(policy)
+
+
+def pretrained(folder: Path) -> Path:
+    """The default base policy, and how long it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = pretrained_char(PretrainedChar(), directory=folder / "base", seed=0, progress=lambda *_: None)
+    print(f"pretraining: {time.perf_counter() - wall:.0f} s, {time.process_time() - cpu:.0f} CPU s")
+    return made
+
+
+def engine_line(policy: Path, n: int, rows: int) -> None:
+    """Speed, and how well the policy does."""
+    engine = hf(Hf(device="cpu", batch_rows=rows), directory=policy, threads=1)
+    problems = heldout_problems(ChainArithmetic())
+    requests = [Request(prompt=p.prompt, seeds=tuple(derive(0, p.prompt, i) for i in range(n))) for p in problems]
+    engine.sample(requests[:20], SAMPLING)
+    wall, cpu = time.perf_counter(), time.process_time()
+    completions = engine.sample(requests, SAMPLING)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    tokens = sum(len(c.token_ids) for group in completions for c in group)
+    solved = [
+        [score_answer(p, c.text).verdict == "pass" for c in group]
+        for p, group in zip(problems, completions, strict=True)
+    ]
+    one, best = sum(map(sum, solved)) / (n * len(problems)), sum(map(any, solved)) / len(problems)
+    print(
+        f"batch_rows {rows:4}: {tokens / cpu:7,.0f} tokens per CPU s ({tokens / wall:,.0f} per s), "
+        f"{tokens:,} tokens, pass@1 {one:.3f}, pass@{n} {best:.3f}"
+    )
+
+
+def generate_line(policy: Path, batch: int = 64) -> None:
+    """transformers' `generate` on the same prompts once each, a length at a time, so that none is padded."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), AutoTokenizer.from_pretrained(policy)
+    prompts = sorted((p.prompt for p in heldout_problems(ChainArithmetic())), key=len)
+    tokens, cpu = 0, time.process_time()
+    while prompts:
+        same = [p for p in prompts[:batch] if len(p) == len(prompts[0])]
+        prompts = prompts[len(same) :]
+        ids = tokenizer(same, return_tensors="pt")["input_ids"]
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=96, pad_token_id=0
+        )
+        tokens += int((out[:, ids.shape[1] :] != 0).sum())
+    print(f"transformers generate, batch {batch}: {tokens / (time.process_time() - cpu):,.0f} tokens per CPU s")
+
+
+if __name__ == "__main__":
+    main()
