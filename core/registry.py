@@ -13,6 +13,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +67,7 @@ def builtin_names(stage: str) -> list[str]:
 def entry_points(stage: str) -> dict[str, metadata.EntryPoint]:
     """Third-party plugins of a stage by name. Raises PluginError when two distributions claim one name."""
     found: dict[str, metadata.EntryPoint] = {}
-    for point in metadata.entry_points(group=f"strop.{stage}"):
+    for point in _installed().select(group=f"strop.{stage}"):
         other = found.get(point.name)
         if other is not None and other.value != point.value:
             raise PluginError(
@@ -79,6 +80,12 @@ def entry_points(stage: str) -> dict[str, metadata.EntryPoint]:
             )
         found[point.name] = point
     return found
+
+
+@cache
+def _installed() -> metadata.EntryPoints:
+    """Every entry point, read once: each reading opens the metadata of all distributions."""
+    return metadata.entry_points()
 
 
 def names(stage: str) -> list[str]:

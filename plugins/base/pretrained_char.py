@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from strop.core.plugin import Config, stage
@@ -23,7 +23,7 @@ from strop.plugins.tasks._scratchpad import draw, evaluate, scratchpad
 from strop.plugins.tasks.chain_arithmetic import ChainArithmetic, heldout_problems
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
     from transformers import LlamaForCausalLM
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -46,7 +46,7 @@ class PretrainedChar(Config):
     """Width of the feed-forward layers."""
     context: PositiveInt = 256
     """Longest sequence, in characters."""
-    steps: PositiveInt = 1700
+    steps: PositiveInt = 1600
     """Optimiser steps."""
     batch_tokens: PositiveInt = 1024
     """Tokens of a step, padding included."""
@@ -61,7 +61,7 @@ class PretrainedChar(Config):
     noise: Annotated[float, Field(ge=0, lt=1)] = 0.08
     """Probability that a step of a scratchpad has a wrong value."""
     threads: PositiveInt = 2
-    """CPU threads; part of the settings because sums in another order round differently."""
+    """Threads a batch is split over; part of the settings because sums in another order round differently."""
 
 
 @stage("base")
@@ -75,7 +75,7 @@ def pretrained_char(
     from strop.core.trainer.policy import quiet
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "weights"))
@@ -113,43 +113,74 @@ def _model(config: PretrainedChar) -> LlamaForCausalLM:
 
 
 def _pretrain(model: LlamaForCausalLM, config: PretrainedChar, seed: int, progress: Callable[..., None]) -> None:
+    """Each step's batch is split over lanes, one thread each: two cores that share no operation wait for no barrier."""
     import torch
 
+    lanes = [model, *(_lane(model) for _ in range(config.threads - 1))]
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers: list[Any] = [
-        torch.optim.Muon(matrices, lr=config.lr_matrices, weight_decay=config.weight_decay),
+        *(
+            torch.optim.Muon(matrices[i :: config.threads], lr=config.lr_matrices, weight_decay=config.weight_decay)
+            for i in range(config.threads)
+        ),
         torch.optim.AdamW(rest, lr=config.lr_rest, weight_decay=config.weight_decay, betas=(0.9, 0.98)),
     ]
     peaks = [group["lr"] for o in optimizers for group in o.param_groups]
-    progress("pretraining", 0, config.steps)
     batches = _batches(config, random.Random(seed))
-    model.train()
-    for step, (ids, targets) in enumerate(batches):
-        scale = min(1.0, (step + 1) / (0.03 * config.steps + 1), (config.steps - step) / (0.5 * config.steps))
-        for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
-            group["lr"] = peak * scale
-        loss = _loss(model, torch.from_numpy(ids), torch.from_numpy(targets))
-        loss.backward()  # type: ignore[no-untyped-call]
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        if (step + 1) % 25 == 0 or step + 1 == config.steps:
-            progress("pretraining", step + 1, config.steps)
-    model.eval()  # type: ignore[no-untyped-call]
+    with ThreadPoolExecutor(config.threads) as pool:
+        for step, (ids, targets) in enumerate(batches):
+            scale = min(1.0, (step + 1) / (0.03 * config.steps + 1), (config.steps - step) / (0.5 * config.steps))
+            for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
+                group["lr"] = peak * scale
+            tokens = int((targets != IGNORED).sum())
+            shares = [(ids[i :: len(lanes)], targets[i :: len(lanes)], tokens) for i in range(len(lanes))]
+            list(pool.map(_backward, lanes, shares))
+            _gather(lanes)
+            list(pool.map(lambda optimizer: optimizer.step(), optimizers))
+            model.zero_grad()
+            if (step + 1) % 25 == 0 or step + 1 == config.steps:
+                progress("pretraining", step + 1, config.steps)
 
 
-def _loss(model: LlamaForCausalLM, ids: Tensor, targets: Tensor) -> Tensor:
-    """Mean over tokens; no mask is needed, because padding stands on the right and attention is causal."""
+def _lane(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The same weights, not a copy of them, with gradients of its own."""
+    import copy
+
+    lane = copy.deepcopy(model)
+    for mine, theirs in zip(lane.parameters(), model.parameters(), strict=True):
+        mine.data = theirs.data
+    return lane
+
+
+def _backward(model: LlamaForCausalLM, share: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]) -> None:
+    """Gradient of the share's part of the mean over tokens; no mask is needed: padding is on the right."""
+    import torch
     from torch.nn import functional as F
 
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    logits = F.linear(hidden, model.lm_head.weight)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    torch.set_num_threads(1)  # this thread's own
+    ids, targets, tokens = share
+    if not len(ids):
+        return
+    hidden = model.model(input_ids=torch.from_numpy(ids), use_cache=False).last_hidden_state
+    logits = F.linear(hidden, model.lm_head.weight).flatten(0, 1)
+    loss = F.cross_entropy(logits, torch.from_numpy(targets).flatten(), ignore_index=IGNORED, reduction="sum")
+    (loss / tokens).backward()  # type: ignore[no-untyped-call]
+
+
+def _gather(lanes: list[LlamaForCausalLM]) -> None:
+    """Add the lanes' gradients to the first one's."""
+    for lane in lanes[1:]:
+        for total, part in zip(lanes[0].parameters(), lane.parameters(), strict=True):
+            if part.grad is not None:
+                total.grad = part.grad if total.grad is None else total.grad.add_(part.grad)
+                part.grad = None
 
 
 def _batches(config: PretrainedChar, rng: random.Random) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     """As many batches as steps, each of demonstrations of about one length: ids [B, T] and targets [B, T]."""
+    import numpy as np
+
     from strop.core.chars import EOS, VOCABULARY
 
     index = {piece: i for i, piece in enumerate(VOCABULARY)}

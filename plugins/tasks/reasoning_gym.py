@@ -117,8 +117,10 @@ def _draw(
         start = derive(seed, attempt) % (1 << 31)
         entries = make(start, count)
         for index in range(count):
+            if len(found) == count:
+                break
             problem = _problem(config, entries[index], {"seed": start, "size": count, "index": index})
-            if len(found) < count and problem.prompt not in seen and level in (None, problem.level):
+            if problem.prompt not in seen and level in (None, problem.level):
                 seen.add(problem.prompt)
                 found.append(problem)
     return found
@@ -164,7 +166,13 @@ def _score(config: ReasoningGym, make: Callable[[int, int], Any], problem: Probl
         return Score(
             subject_id=0, verdict="fail", value=0.0, answer=answer, reason="more than values and arithmetic: not scored"
         )
-    value = float(entries.score_answer(answer, entry))
+    try:
+        value = float(entries.score_answer(answer, entry))
+    except Exception as error:
+        if problem.reference is not None:
+            entries.score_answer(problem.reference, entry)  # raises too where it is not the answer that is at fault
+        said = f"the scorer cannot read it: {type(error).__name__}: {error}"
+        return Score(subject_id=0, verdict="fail", value=0.0, answer=answer, reason=said)
     verdict = "pass" if value >= config.threshold else "fail"
     reason = None if verdict == "pass" else f"scored {value:g}, {config.threshold:g} passes"
     return Score(subject_id=0, verdict=verdict, value=value, answer=answer, reason=reason)

@@ -19,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lake_content import content
 
 
+SHUFFLED = Path(__file__).parents[2] / "benchmarks" / "shuffled.py"
+
+
 @pytest.fixture(scope="module")
 def lake(smoke):
     with open_lake(smoke.lake, read_only=True) as opened:
@@ -159,28 +162,11 @@ def test_two_live_runs_of_one_id_are_refused_and_the_first_one_is_named(smoke, t
         pass
 
 
-SHUFFLED = '''
-"""Keeps rollouts by another rollout's verdict: what learning looks like without a verifier."""
-import random
-from strop.core.plugin import Config, stage
-from strop.storage.tables import Decision
-
-class Shuffled(Config):
-    """Nothing to set."""
-
-@stage("filter")
-def shuffled(config: Shuffled, *, rollouts, scores, seed):
-    verdicts = [score.verdict == "pass" for score in scores]
-    random.Random(seed).shuffle(verdicts)
-    return [Decision(subject_id=r.rollout_id, keep=v) for r, v in zip(rollouts, verdicts, strict=True)]
-'''
-
-
 @pytest.fixture
 def recipe_with(tmp_path):
     """The smoke recipe with one plugin of the test's own and a replaced line."""
 
-    def make(plugin: str, old: str, new: str) -> Path:
+    def make(old: str, new: str, plugin: str = "") -> Path:
         from strop.core.recipe import RECIPES
 
         text = (RECIPES / "smoke.yaml").read_text()
@@ -194,7 +180,7 @@ def recipe_with(tmp_path):
 
 
 def test_shuffled_verdicts_teach_nothing(recipe_with, tmp_path, smoke):
-    path = recipe_with(SHUFFLED, "- filter: correct", "- filter: ./mine.py:shuffled")
+    path = recipe_with("- filter: correct", f"- filter: {SHUFFLED}:shuffled")
     path.write_text(path.read_text().replace("  - gate: bootstrap_better\n", ""))
     run_loop(load(str(path)), lake=tmp_path / "lake", run_id="shuffled")
     name = "name = 'pass@1' AND slice = 'heldout'"
@@ -226,7 +212,7 @@ def round_to(value):
 
 def test_a_controller_overrides_the_next_round_and_keeps_its_state(recipe_with, tmp_path):
     path = recipe_with(
-        CONTROL, "  - gate: bootstrap_better", "  - control: ./mine.py:cooling\n  - gate: bootstrap_better"
+        "  - gate: bootstrap_better", "  - control: ./mine.py:cooling\n  - gate: bootstrap_better", CONTROL
     )
     run_loop(load(str(path)), lake=tmp_path / "lake", run_id="cooling", rounds=3)
     with open_lake(tmp_path / "lake", read_only=True) as lake:
@@ -250,7 +236,7 @@ def broken(config: Broken, *, rollouts):
 
 
 def test_a_bad_plugin_stops_the_run_and_the_rollouts_before_it_stay(recipe_with, tmp_path):
-    path = recipe_with(BROKEN, "- verify: answer", "- verify: ./mine.py:broken")
+    path = recipe_with("- verify: answer", "- verify: ./mine.py:broken", BROKEN)
     with pytest.raises(StageError, match=r"heldout\.verify: verify plugin 'broken' failed: ZeroDivisionError"):
         run_loop(load(str(path)), lake=tmp_path / "lake", run_id="broken")
     with open_lake(tmp_path / "lake", read_only=True) as lake:

@@ -256,6 +256,8 @@ def test_the_inverse_cdf_takes_the_first_token_whose_mass_lies_above():
     logits = torch.tensor([[0.25, 0.0, 0.75]]).log()
     for u, token in ((0.0, 0), (0.2499, 0), (0.2501, 2), (1 - 2**-52, 2)):
         assert int(draw(logits, torch.tensor([u], dtype=torch.float64), Sampling()).tokens) == token
+    impossible_first = torch.tensor([[0.0, 0.25, 0.75]]).log()
+    assert int(draw(impossible_first, torch.tensor([0.0], dtype=torch.float64), Sampling()).tokens) == 1
 
 
 def test_random_numbers_are_splitmix64_of_seed_and_step():

@@ -116,6 +116,19 @@ def test_rft_obeys_every_filter_and_multiplies_their_weights():
     assert [(e.completion, e.weight) for e in examples] == [("a", 0.25)]
 
 
+def test_rft_goes_by_the_filter_where_it_overrules_a_verifier():
+    rollouts = group(1, "a", "b", "c")
+    scores = judged(rollouts, 1, 1, 0) + judged(rollouts, 0, 1, 0, scorer="math")
+    kept = [Decision(subject_id=r.rollout_id, keep=r.rollout_id == 100) for r in rollouts]
+    assert [e.completion for e in rft(rollouts, scores, kept)] == ["a"]
+    assert [e.completion for e in rft(rollouts, scores)] == ["b"]
+
+
+def test_rft_never_learns_from_a_completion_that_failed_to_come():
+    rollouts = group(1, "partial", finish_reason="error", error="gone")
+    assert rft(rollouts, [], [Decision(subject_id=100, keep=True)]) == []
+
+
 def test_rft_trains_on_the_training_prompt_where_there_is_one():
     rollouts = group(1, "a", train_prompt="without the hint")
     assert rft(rollouts, judged(rollouts, 1))[0].prompt == "without the hint"

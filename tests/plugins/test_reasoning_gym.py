@@ -31,7 +31,7 @@ def test_a_small_data_set_gives_what_it_has():
 
 @pytest.mark.parametrize("name", ["chain_sum", "spell_backward", "countdown", "leg_counting"])
 def test_references_pass_and_nonsense_does_not(name):
-    task = gym(name)
+    task = gym(name, threshold=1.0)
     for problem in task.problems()[:5]:
         right = task.score(problem, f"Well...\n<answer>{problem.reference}</answer>")
         assert (right.verdict, right.value) == ("pass", 1.0)
@@ -47,6 +47,14 @@ def test_partial_scores_are_kept_and_the_threshold_decides():
     value = task.score(problem, completion).value
     assert 0 < value < 1
     assert [t.score(problem, completion).verdict for t in (task, lenient)] == ["fail", "pass"]
+
+
+def test_an_answer_the_scorer_cannot_read_fails():
+    """prime_factorization hands every part of the answer to int()."""
+    task = gym("prime_factorization")
+    score = task.score(task.problems()[0], "<answer>two x three</answer>")
+    assert (score.verdict, score.value) == ("fail", 0.0)
+    assert "cannot read it: ValueError" in score.reason
 
 
 def test_bare_answers_are_read_where_the_recipe_says_so():
