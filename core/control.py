@@ -18,7 +18,7 @@ from strop.storage.tables import PluginState
 def control_step(session: Session, round: int, step: Step) -> StepResult:
     """Ask the controller and store its overrides, with its state, as one row."""
     if session.committed(round, step.label):
-        return session.run_calls(round, step, [])
+        return session.skipped(step, round)
     started = time.perf_counter()
     session.emit(Event("stage_start", session.run_id, round, step.label))
     run = session.stage_run(round, step, upstream=session.upstream(round, step))
@@ -31,7 +31,10 @@ def control_step(session: Session, round: int, step: Step) -> StepResult:
             f"control {step.plugin.name!r} must return a dict of overrides such as {{'generate.temperature': 0.8}}, "
             f"or Returned of one and its state; it returned {type(result).__name__}"
         )
-    texts = [f"{key}={json.dumps(value)}" for key, value in sorted(overrides.items())]
+    try:
+        texts = [f"{key}={json.dumps(value)}" for key, value in sorted(overrides.items())]
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"control {step.plugin.name!r}: overrides must be plain JSON values: {error}") from error
     session.recipe.override(texts)  # refused here, in the round that proposes it, not in the next
     row = session.state_row(run, step, {"overrides": texts, "state": state})
     session.commit(run, counts={"plugin_state": 1}, seconds=time.perf_counter() - started, rows={"plugin_state": [row]})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from strop.core import registry
 from strop.core.finish import Stamp, finish
 from strop.core.plugin import STAGES, Config, Returned, Task
+from strop.core.recipe import Step
 from strop.core.registry import Plugin
 from strop.core.seeds import derive
 from strop.storage.errors import PluginError, StageError, StropError
@@ -44,6 +46,12 @@ class PluginRef:
     def key(self) -> tuple[str, str]:
         """Equal for equal plugins with equal settings."""
         return self.use, json.dumps(self.settings, sort_keys=True)
+
+
+def ref(step: Step, folder: Path) -> PluginRef:
+    """The step's plugin in a form that travels; `folder` is the recipe's."""
+    use = f"{step.plugin.origin}:{step.plugin.name}" if step.plugin.is_local else step.plugin.name
+    return PluginRef(step.plugin.stage, use, folder, step.config.model_dump(mode="json"), step.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +90,6 @@ class Output:
     tokens: int
     seconds: float
     state: dict[str, Any] | None = None
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    """The rows themselves, where the caller asked to keep them."""
 
 
 def in_worker(plugin: Plugin) -> bool:
@@ -96,13 +102,11 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
 
     Raises StageError with the plugin's own message when it fails, PluginError when it breaks its contract.
     """
-    from strop.storage.parquet import write_rows  # pyarrow, which `strop plan` does without
-
     started = time.perf_counter()
     plugin, config = call.ref.load()
     wanted = plugin.mark.handles
     handles = {name: value for name, value in call.data.items() if name in wanted}
-    if "engine" in wanted or (call.verifiers and "verifiers" in wanted and call.engine):
+    if "engine" in wanted:
         handles["engine"] = engine_for(call.engine, plugin)
     if "tasks" in wanted:
         handles["tasks"] = tasks_for(call)
@@ -112,17 +116,25 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
         handles["progress"] = lambda rollouts, tokens: report((rollouts, tokens))
     if "verifiers" in wanted:
         handles["verifiers"] = {ref.name: partial(_verify, call, ref) for ref in call.verifiers}
-    result = run_plugin(plugin, config, handles)
-    rows, state = (list(result.rows), result.state) if isinstance(result, Returned) else (list(result), None)
+    rows, state = _rows_and_state(plugin, run_plugin(plugin, config, handles))
     finished = finish(rows, call.stamp, allowed=STAGES[call.ref.stage].returns, plugin=plugin)
-    files = {
-        table: [write_rows(Path(f"{call.out}-{table}.parquet"), BY_NAME[table], members)]
-        for table, members in finished.items()
-        if members
-    }
+    files = {table: [_written(call, plugin, table, members)] for table, members in finished.items() if members}
     tokens = sum(row.n_tokens for row in finished.get("rollouts", []) if isinstance(row, Rollout))
     counts = {table: len(members) for table, members in finished.items()}
     return Output(files, counts, tokens, time.perf_counter() - started, state)
+
+
+def _written(call: Call, plugin: Plugin, table: str, rows: list[Row]) -> Path:
+    from strop.storage.parquet import write_rows  # pyarrow, which `strop plan` does without
+
+    try:
+        return write_rows(Path(f"{call.out}-{table}.parquet"), BY_NAME[table], rows)
+    except ValueError as error:
+        raise PluginError(f"{plugin.stage} plugin {plugin.name!r} returned a wrong value: {error}") from error
+    except OSError as error:
+        raise StageError(
+            f"cannot write to {call.out.parent}: {error}; make room there and run the same command again"
+        ) from error
 
 
 def run_plugin(plugin: Plugin, config: Config, handles: dict[str, Any]) -> Any:
@@ -132,14 +144,36 @@ def run_plugin(plugin: Plugin, config: Config, handles: dict[str, Any]) -> Any:
         raise PluginError(
             f"{plugin.stage} plugin {plugin.name!r} asks for {', '.join(missing)}, which this step has not"
         )
-    try:
+    with blamed_on(plugin):
         result = plugin.call(config, handles)
         return list(result) if hasattr(result, "__next__") else result
+
+
+@contextlib.contextmanager
+def blamed_on(plugin: Plugin) -> Iterator[None]:
+    """Whatever goes wrong inside comes out as a StageError that names the plugin; its traceback is printed."""
+    try:
+        yield
     except StropError:
         raise
     except Exception as error:
         traceback.print_exc()
         raise StageError(f"{plugin.stage} plugin {plugin.name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _rows_and_state(plugin: Plugin, result: Any) -> tuple[list[Row], dict[str, Any] | None]:
+    if isinstance(result, Returned) and "state" not in plugin.mark.handles:
+        raise PluginError(
+            f"{plugin.stage} plugin {plugin.name!r} returned state and does not ask for it; name `state` as a parameter"
+        )
+    rows = result.rows if isinstance(result, Returned) else result
+    if isinstance(rows, Mapping | str) or not isinstance(rows, Iterable):
+        kinds = " or ".join(kind.__name__ for kind in STAGES[plugin.stage].returns)
+        raise PluginError(
+            f"{plugin.stage} plugin {plugin.name!r} must return a list of {kinds}, it returned {type(rows).__name__}"
+        )
+    with blamed_on(plugin):
+        return list(rows), result.state if isinstance(result, Returned) else None
 
 
 def tasks_for(call: Call) -> dict[str, Task]:

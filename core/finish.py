@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from strop.core.problems import problem_key
 from strop.core.registry import Plugin
 from strop.core.seeds import derive
-from strop.storage.errors import PluginError
-from strop.storage.ids import stamp
-from strop.storage.tables import Decision, Example, Metric, Plan, Problem, Rollout, Row, Score
+from strop.core.subjects import Given, check_subjects
+from strop.storage.errors import PluginError, StageError
+from strop.storage.ids import ROWS_PER_SHARD, stamp
+from strop.storage.tables import Context, Decision, Example, Metric, Problem, Rollout, Row, Score
+
+OF_ROLLOUT = frozenset({"rollout", "step", "token"})
+"""Kinds of score whose subject is a rollout, or a part of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,86 +30,96 @@ class Stamp:
     """What rows carry as scorer, decider, builder, task or origin."""
     policy_id: int = 0
     split: str = "train"
-    problem_of: dict[int, int] = dataclasses.field(default_factory=dict)
-    """rollout id -> problem id, for scores."""
+    given: Given = dataclasses.field(default_factory=Given)
+    """What the plugin was handed, and so may write rows about."""
 
 
 def finish(
     rows: Sequence[Row], where: Stamp, *, allowed: tuple[type[Row], ...], plugin: Plugin
 ) -> dict[str, list[Row]]:
-    """The rows by table, complete, with ids. Raises PluginError for a row of a kind the stage may not write."""
+    """The rows by table, complete, with ids.
+
+    Raises PluginError for a row of a kind the stage may not write or about something the plugin was not handed,
+    StageError for more rows than one shard can number.
+    """
+    who = f"{plugin.stage} plugin {plugin.name!r}"
     for row in rows:
         if not isinstance(row, allowed):
             raise PluginError(
-                f"{plugin.stage} plugin {plugin.name!r} returned a {type(row).__name__}; "
+                f"{who} returned a {type(row).__name__}; "
                 f"it may return {' and '.join(kind.__name__ for kind in allowed)}"
             )
-    rows, used = _linked(rows, where)
+    if len(rows) > ROWS_PER_SHARD:
+        raise StageError(
+            f"{who} returned {len(rows)} rows at once, and {ROWS_PER_SHARD} can be numbered: "
+            "take fewer problems or rollouts a round, or a smaller `shard_rollouts`"
+        )
+    rows, made = _linked(rows, where, who)
+    rows = check_subjects(rows, where.given, made, plugin)
+    rollouts = {**(where.given.rollouts or {}), **made}
     by_table: dict[str, list[Row]] = {kind.TABLE: [] for kind in allowed}
     for row in rows:
-        by_table[row.TABLE].append(dataclasses.replace(row, **_fields(row, where, plugin)))
-    return stamp(by_table, run_id=where.run_id, round=where.round, stage_run_id=where.stage_run_id, first=used)
+        by_table[row.TABLE].append(dataclasses.replace(row, **_fields(row, where, plugin, rollouts)))
+    return stamp(by_table, run_id=where.run_id, round=where.round, stage_run_id=where.stage_run_id, first=len(made))
 
 
-def _fields(row: Row, where: Stamp, plugin: Plugin) -> dict[str, Any]:
+def _fields(row: Row, where: Stamp, plugin: Plugin, rollouts: Mapping[int, int]) -> dict[str, Any]:
+    """The fields that are not the plugin's to set. Ids go, too: a row made by `replace` still has its model's."""
     match row:
-        case Problem():
-            filled = dataclasses.replace(row, task=row.task or where.name)
-            return {
-                "task": filled.task,
-                "problem_key": row.problem_key or problem_key(filled),
-                "origin": "task" if plugin.stage == "task" else where.name,
-            }
         case Rollout():
             group = derive(0, "group", where.run_id, where.round, where.policy_id, row.problem_id, row.context_id)
-            return {
-                "policy_id": where.policy_id,
-                "group_id": row.group_id or group,
-                "split": where.split,
-            }
+            return {"policy_id": where.policy_id, "group_id": row.group_id or group, "split": where.split}
+        case Problem():
+            task = where.name if plugin.stage == "task" else row.task
+            origin = "task" if plugin.stage == "task" else where.name
+            key = problem_key(dataclasses.replace(row, task=task))
+            return {"problem_id": 0, "task": task, "problem_key": key, "origin": origin}
         case Score():
-            problem = row.problem_id
-            if problem is None and row.subject_kind == "rollout":
-                problem = where.problem_of.get(row.subject_id)
+            of_rollout = rollouts.get(row.subject_id) if row.subject_kind in OF_ROLLOUT else None
+            of_problem = row.subject_id if row.subject_kind == "problem" else of_rollout
             return {
+                "score_id": 0,
                 "scorer": row.scorer or where.name,
                 "scorer_version": row.scorer_version or plugin.mark.version,
-                "problem_id": problem,
+                "problem_id": row.problem_id if row.problem_id is not None else of_problem,
             }
         case Decision():
-            return {"decider": where.name}
+            return {"decision_id": 0, "decider": where.name}
         case Example():
-            return {"builder": where.name}
+            return {"example_id": 0, "builder": where.name}
+        case Context():
+            return {"context_id": 0, "memory": where.name}
         case Metric():
-            return {"policy_id": row.policy_id or where.policy_id}
-        case Plan():
-            return {}
-    return {}
+            return {"metric_id": 0, "policy_id": row.policy_id or where.policy_id}
+    return {row.ID: 0} if row.ID else {}
 
 
-def _linked(rows: Sequence[Row], where: Stamp) -> tuple[Sequence[Row], int]:
+def _linked(rows: Sequence[Row], where: Stamp, who: str) -> tuple[list[Row], dict[int, int]]:
     """Rollouts get their ids first, because trees and inner scores name rollouts of the same shard.
 
     A negative `parent_rollout_id` or `subject_id` counts them in the order returned: -1 is the first rollout.
-    Returns the rows, and how many ids are taken.
+    Returns the rows, rollouts first, and the problems of the rollouts by id.
     """
     rollouts = [row for row in rows if isinstance(row, Rollout)]
-    if not rollouts:
-        return rows, 0
     first = where.stage_run_id << 20
 
-    def resolved(reference: int | None) -> int | None:
-        return first + (-reference - 1) if reference is not None and reference < 0 else reference
+    def resolved(reference: int) -> int:
+        if reference >= 0 or not rollouts:
+            return reference
+        if -reference > len(rollouts):
+            raise PluginError(
+                f"{who} refers to rollout {reference}, and returned {len(rollouts)}: "
+                "-1 is the first rollout it returned, -2 the second"
+            )
+        return first + (-reference - 1)
 
-    out: list[Row] = [
-        dataclasses.replace(row, rollout_id=first + i, parent_rollout_id=resolved(row.parent_rollout_id))
-        for i, row in enumerate(rollouts)
-    ]
-    problem_of = {first + i: row.problem_id for i, row in enumerate(rollouts)}
+    out: list[Row] = []
+    for i, rollout in enumerate(rollouts):
+        parent = None if rollout.parent_rollout_id is None else resolved(rollout.parent_rollout_id)
+        out.append(dataclasses.replace(rollout, rollout_id=first + i, parent_rollout_id=parent))
     for row in rows:
-        if isinstance(row, Score) and row.subject_kind == "rollout":
-            subject = resolved(row.subject_id) or 0
-            row = dataclasses.replace(row, subject_id=subject, problem_id=row.problem_id or problem_of.get(subject))
-        if not isinstance(row, Rollout):
+        if isinstance(row, Score) and row.subject_kind in OF_ROLLOUT:
+            out.append(dataclasses.replace(row, subject_id=resolved(row.subject_id)))
+        elif not isinstance(row, Rollout):
             out.append(row)
-    return out, len(rollouts)
+    return out, {first + i: row.problem_id for i, row in enumerate(rollouts)}

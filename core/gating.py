@@ -19,7 +19,7 @@ ACTIONS = ("promote", "keep", "roll_back", "stop")
 def gate_step(session: Session, round: int, step: Step) -> StepResult:
     """Ask the gate, write its decision and the policies' new status in one transaction."""
     if session.committed(round, step.label):
-        return session.run_calls(round, step, [])
+        return session.skipped(step, round)
     started = time.perf_counter()
     session.emit(Event("stage_start", session.run_id, round, step.label))
     run = session.stage_run(round, step, upstream=session.upstream(round, step))
@@ -32,7 +32,9 @@ def gate_step(session: Session, round: int, step: Step) -> StepResult:
     }
     verdict = run_plugin(step.plugin, step.config, handles)
     if not isinstance(verdict, Verdict) or verdict.action not in ACTIONS:
-        raise PluginError(f"gate {step.plugin.name!r} must return a Verdict with one of {', '.join(ACTIONS)}")
+        raise PluginError(
+            f"gate {step.plugin.name!r} must return a Verdict with one of {', '.join(ACTIONS)}; it returned {verdict!r}"
+        )
     promoted = verdict.action == "promote"
     status = {candidate.policy_id: "champion" if promoted else "rejected"}
     if promoted:
@@ -57,6 +59,11 @@ def gate_step(session: Session, round: int, step: Step) -> StepResult:
         policy_status=status,
     )
     return session.finished(step, round, started)
+
+
+def rolled_back(session: Session, policy: Policy) -> bool:
+    """Whether the gate said of this candidate that nothing may start from it."""
+    return any(d.action == "roll_back" for d in session.read(Decision, "subject_id = ?", [policy.policy_id]))
 
 
 def stopped(session: Session) -> str | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from strop.core.execute import run_plugin
-from strop.core.plugin import Task
+from strop.core.execute import blamed_on, ref, task_for
+from strop.core.problems import key_of
 from strop.core.recipe import Recipe, Step, default_run_id
 from strop.core.seeds import derive
+from strop.core.subjects import SPLITS
 from strop.storage.console import Console, open_console
 
 
@@ -20,7 +21,7 @@ class StagePlan:
     kind: str
     plugin: str
     rollouts: int | None
-    """Rollouts it samples a round; None where it samples none or nobody can say beforehand."""
+    """Rollouts it samples in round 1; None where it samples none or nobody can say beforehand."""
     committed_rounds: int
 
 
@@ -43,18 +44,23 @@ class Plan:
     tokens_basis: str
     """'measured' or 'at most'."""
     estimated_seconds: float | None
-    """By the seconds a round of this recipe last took in this lake; None = never run here."""
+    """By the seconds that rounds of this recipe took in this lake (median); None = never run here."""
 
 
 ROUNDS_DONE = "SELECT stage, round FROM stage_runs WHERE run_id = '{run_id}' GROUP BY stage, round, shards \
 HAVING count(*) = shards"
 ROUND_SECONDS = """
-SELECT round > 0 AS is_round, median(seconds) FROM (
-    SELECT s.run_id, s.round, epoch(max(s.started_at + to_microseconds(cast(s.seconds * 1e6 AS BIGINT))))
-           - epoch(min(s.started_at)) AS seconds
-    FROM stage_runs s JOIN runs r ON r.run_id = s.run_id WHERE r.recipe = '{recipe}' GROUP BY s.run_id, s.round
+SELECT is_round, median(seconds) FROM (
+    SELECT run_id, round > 0 AS is_round, sum(seconds) AS seconds FROM (
+        SELECT s.run_id, s.round, s.stage, epoch(max(s.started_at + to_microseconds(cast(s.seconds * 1e6 AS BIGINT))))
+               - epoch(min(s.started_at)) AS seconds
+        FROM stage_runs s JOIN runs r ON r.run_id = s.run_id WHERE r.recipe = '{recipe}' AND s.stage <> 'run'
+        GROUP BY s.run_id, s.round, s.stage
+    ) GROUP BY run_id, round
+    HAVING round = 0 OR count(*) >= {stages}
 ) GROUP BY is_round
 """
+"""By stage, so that the time between a kill and the resume counts as no round's; complete rounds only."""
 MEAN_TOKENS = "SELECT avg(r.n_tokens) FROM rollouts r JOIN runs u ON u.run_id = r.run_id WHERE u.recipe = '{recipe}'"
 
 
@@ -64,7 +70,7 @@ def plan(recipe: Recipe, lake: Path | None = None, run_id: str | None = None, ro
     Raises StropError when a task cannot give its problems.
     """
     run_id = run_id or default_run_id(recipe)
-    rounds = rounds or recipe.rounds
+    rounds = recipe.rounds if rounds is None else rounds
     console = open_console(lake) if lake is not None and (lake / "catalog.sqlite").is_file() else None
     try:
         return _plan(recipe, console, run_id, rounds)
@@ -80,7 +86,8 @@ def _plan(recipe: Recipe, console: Console | None, run_id: str, rounds: int) -> 
     if console is not None:
         for stage, round in console.query(ROUNDS_DONE.format(run_id=run_id.replace("'", "''"))).rows:
             done.setdefault(str(stage), set()).add(int(round))
-        seconds = {bool(k): float(v) for k, v in console.query(ROUND_SECONDS.format(recipe=recipe.name)).rows if v}
+        timed = ROUND_SECONDS.format(recipe=recipe.name, stages=len(recipe.round))
+        seconds = {bool(k): float(v) for k, v in console.query(timed).rows if v}
         mean_tokens = console.query(MEAN_TOKENS.format(recipe=recipe.name)).rows[0][0]
     problems = _problems(recipe)
     stages = tuple(
@@ -93,20 +100,13 @@ def _plan(recipe: Recipe, console: Console | None, run_id: str, rounds: int) -> 
         )
         for step in recipe.round
     )
-    complete = [r for r in range(1, rounds + 1) if all(r in done.get(step.label, set()) for step in recipe.round)]
-    left = rounds - len(complete)
-    per_round = [s.rollouts for s in stages if s.kind == "generate"]
-    base = (
-        0
-        if "heldout" in done and 0 in done["heldout"]
-        else sum(s.rollouts or 0 for s in stages if s.label == "heldout")
-    )
-    rollouts = None if None in per_round else left * sum(r or 0 for r in per_round) + base
+    complete = [r for r in range(1, rounds + 1) if all(r in done.get(step.label, ()) for step in recipe.round)]
+    rollouts = _still_to_sample(recipe, problems, done, rounds)
     longest = max((getattr(s.config, "max_tokens", 0) for s in recipe.round if s.kind == "generate"), default=0)
-    tokens = None if rollouts is None else round_to(rollouts * (mean_tokens or longest))
     estimate = None
     if True in seconds:
-        estimate = seconds[True] * left + (0.0 if 0 in done.get("base", ()) else seconds.get(False, 0.0))
+        first = 0.0 if all(0 in done.get(s.label, ()) for s in recipe.examine) else seconds.get(False, 0.0)
+        estimate = seconds[True] * (rounds - len(complete)) + first
     return Plan(
         recipe.name,
         run_id,
@@ -115,10 +115,24 @@ def _plan(recipe: Recipe, console: Console | None, run_id: str, rounds: int) -> 
         stages,
         problems,
         rollouts,
-        tokens,
+        None if rollouts is None else round_to(rollouts * (mean_tokens or longest)),
         "measured" if mean_tokens else "at most",
         estimate,
     )
+
+
+def _still_to_sample(recipe: Recipe, problems: dict[str, int], done: dict[str, set[int]], rounds: int) -> int | None:
+    """Over the rounds whose sampling is not committed; the base is examined in round 0."""
+    total = 0
+    for step in recipe.round:
+        if step.kind == "generate":
+            for round in range(0 if step.split == "heldout" else 1, rounds + 1):
+                if round not in done.get(step.label, ()):
+                    rollouts = _rollouts(recipe, step, problems, round)
+                    if rollouts is None:
+                        return None
+                    total += rollouts
+    return total
 
 
 def round_to(value: float) -> int:
@@ -127,23 +141,26 @@ def round_to(value: float) -> int:
 
 
 def _problems(recipe: Recipe) -> dict[str, int]:
-    counts = {"train": 0, "heldout": 0}
+    """Distinct problems by split: of equal ones a run keeps the first."""
+    counts = dict.fromkeys(SPLITS, 0)
     for step in recipe.tasks:
-        task = run_plugin(step.plugin, step.config, {"seed": derive(recipe.seed, "task")})
-        if isinstance(task, Task):
-            for problem in task.problems():
-                counts[problem.split] += 1
+        task = task_for(ref(step, recipe.folder), derive(recipe.seed, "task"))
+        with blamed_on(step.plugin):
+            for split, _ in {(problem.split, key_of(problem)) for problem in task.problems()}:
+                counts[split] = counts.get(split, 0) + 1
     return counts
 
 
-def _rollouts(recipe: Recipe, step: Step, problems: dict[str, int]) -> int | None:
+def _rollouts(recipe: Recipe, step: Step, problems: dict[str, int], round: int = 1) -> int | None:
+    """Rollouts of a step in a round, where every synthesizer has made as many problems as it may before."""
     n = getattr(step.config, "n", None)
     if step.kind != "generate" or n is None:
         return None
     if step.split == "heldout":
         return problems["heldout"] * int(n)
-    for other in recipe.round:
-        if other.kind == "select":
-            chosen = getattr(other.config, "problems", None)
-            return None if chosen is None else min(int(chosen), max(problems["train"], 1)) * int(n)
-    return None
+    chosen = [getattr(other.config, "problems", None) for other in recipe.round if other.kind == "select"]
+    if None in chosen:
+        return None
+    made = sum(getattr(other.config, "problems", 0) for other in recipe.round if other.kind == "synthesize")
+    pool = problems["train"] + (round - 1) * made
+    return sum(min(int(number), pool) for number in chosen if number is not None) * int(n)

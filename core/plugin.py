@@ -92,7 +92,7 @@ STAGES: dict[str, Contract] = {
             "select",
             "Which problems to sample this round, how often, from where. Returns plan rows.",
             {
-                "problems": "list[Problem]: active training problems, synthesized ones included, in order of id",
+                "problems": "list[Problem]: active training problems, synthesized ones included, oldest first",
                 "pass_rates": "dict[int, PassRate]: what earlier rounds of this run measured, by problem id",
                 "contexts": "list[Context]: the context library as it stands",
                 **_STATE,
@@ -154,7 +154,7 @@ STAGES: dict[str, Contract] = {
             "New problems, with their parents. They can be selected from the next round on.",
             {
                 "problems": "list[Problem]: active training problems",
-                "heldout_keys": "frozenset[str]: `problem_key` of every held-out problem; one of these is refused",
+                "heldout_keys": "frozenset[str]: `problem_key` of every held-out problem; one of these is stored as rejected",
                 "pass_rates": "dict[int, PassRate]: this round included",
                 "tasks": "dict[str, Task]: the recipe's tasks by label",
                 "rollouts": "list[Rollout]: this round's",

@@ -6,20 +6,21 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from strop.core.events import Event, StepResult
-from strop.core.execute import PluginRef, run_plugin, task_for
+from strop.core.execute import PluginRef, blamed_on, ref, run_plugin, task_for
 from strop.core.finish import finish
+from strop.core.problems import content_key
 from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
-from strop.core.steps import ref, task_seed
+from strop.core.steps import task_seed
 from strop.core.training import checkpoint_path
 from strop.core.workers import Workers
-from strop.storage.checkpoints import adopt, hash_directory
+from strop.storage.checkpoints import adopt, hash_directory, verify_checkpoint
 from strop.storage.errors import PluginError, StageError
 from strop.storage.ids import digest
 from strop.storage.tables import Policy, Problem, Row
@@ -32,39 +33,59 @@ def cache_dir() -> Path:
 
 
 def tasks_step(session: Session, step: Step) -> StepResult:
-    """Store a task's problems. Raises StageError when it has none or its splits overlap."""
-    label = f"task.{step.name}"
-    if session.committed(0, label):
-        return session.finished_before(label, 0)
+    """Store a task's problems. Raises StageError when it has none, or when one is both in training and held out."""
+    step = replace(step, label=f"task.{step.name}")
+    if session.committed(0, step.label):
+        return session.skipped(step, 0)
     started = time.perf_counter()
-    session.emit(Event("stage_start", session.run_id, 0, label))
-    run = session.stage_run(0, session.relabelled(step, label))
-    task = task_for(ref(step, session), task_seed(session))
-    rows = finish(task.problems(), session.stamp(run, step), allowed=(Problem,), plugin=step.plugin)
-    problems = _distinct(rows["problems"], step.name)
+    session.emit(Event("stage_start", session.run_id, 0, step.label))
+    run = session.stage_run(0, step)
+    task = task_for(ref(step, session.recipe.folder), task_seed(session))
+    with blamed_on(step.plugin):
+        made = list(task.problems())
+    rows = finish(made, session.stamp(run, step), allowed=(Problem,), plugin=step.plugin)
+    problems = distinct(rows["problems"], session.read(Problem, "true"), step.name)
     session.commit(
         run, counts={"problems": len(problems)}, seconds=time.perf_counter() - started, rows={"problems": problems}
     )
-    return session.finished_before(label, 0, skipped=False, seconds=time.perf_counter() - started)
+    return session.finished(step, 0, started)
 
 
-def _distinct(rows: list[Row], name: str) -> list[Row]:
-    """The first of each problem; a problem in both splits is refused."""
+def distinct(rows: Sequence[Row], others: Sequence[Problem], name: str) -> list[Row]:
+    """The first of each problem. Raises StageError for one that is in both splits, here or among `others`."""
     first: dict[str, Problem] = {}
+    elsewhere = {content_key(problem): problem for problem in others}
     for row in rows:
         assert isinstance(row, Problem)
         if first.setdefault(row.problem_key, row).split != row.split:
             raise StageError(f"task {name!r}: a problem is both in training and held out: {row.prompt!r}")
+        other = elsewhere.get(content_key(row), row)
+        if other.split != row.split:
+            raise StageError(
+                f"tasks {other.task!r} and {name!r}: a problem is held out in one and in training in the other, "
+                f"take it out of one of them: {row.prompt!r}"
+            )
     if not any(row.split == "train" for row in first.values()):
         raise StageError(f"task {name!r} has no training problem")
     return list(first.values())
+
+
+def check_heldout(session: Session) -> None:
+    """Raises StageError when the recipe examines policies and has nothing to examine them on."""
+    if session.recipe.examine and not session.read(Problem, "split = 'heldout'"):
+        names = ", ".join(task.name for task in session.recipe.tasks)
+        raise StageError(
+            f"the recipe evaluates, and no task ({names}) has a held-out problem: give one of them some in its "
+            "settings, or leave `evaluate` and `gate` out"
+        )
 
 
 def base_step(session: Session) -> StepResult:
     """Store the base policy, made once per content key and kept in the user's cache."""
     step = session.recipe.base
     if session.committed(0, "base"):
-        return session.finished_before("base", 0)
+        _check_checkpoints(session)
+        return session.skipped(step, 0)
     started = time.perf_counter()
     session.emit(Event("stage_start", session.run_id, 0, "base"))
     run = session.stage_run(0, step)
@@ -88,7 +109,14 @@ def base_step(session: Session) -> StepResult:
         content_hash=content_hash,
     )
     session.commit(run, counts={"policies": 1}, seconds=time.perf_counter() - started, rows={"policies": [policy]})
-    return session.finished_before("base", 0, skipped=False, seconds=time.perf_counter() - started)
+    return session.finished(step, 0, started)
+
+
+def _check_checkpoints(session: Session) -> None:
+    """Raises LakeError when the champion, or a policy the lake only refers to, is not what the run has used so far."""
+    for policy in session.policies():
+        if policy.status == "champion" or Path(policy.path).is_absolute():
+            verify_checkpoint(session.directory(policy), policy.content_hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +128,8 @@ class _BaseJob:
 
 def _made(session: Session, step: Step) -> Path:
     """The base's directory: from the cache, or made now in a process of its own."""
-    key = digest("base", step.plugin.name, step.plugin.mark.version, canonical_json(step.settings()))
+    local = (Path(step.plugin.origin).read_bytes(),) if step.plugin.is_local else ()
+    key = digest("base", step.plugin.name, step.plugin.mark.version, canonical_json(step.settings()), *local)
     kept = cache_dir().resolve() / "base" / key
     if (kept / "config.json").is_file():
         return kept
@@ -113,11 +142,14 @@ def _made(session: Session, step: Step) -> Path:
         session.emit(Event("progress", session.run_id, 0, "base", done, total, detail={"what": what}))
 
     try:
-        ((_, made),) = worker.run(_make, [_BaseJob(ref(step, session), work, 0)], show)
+        ((_, made),) = worker.run(_make, [_BaseJob(ref(step, session.recipe.folder), work, 0)], show)
         if made != work:
             return Path(made).resolve()
-        if not kept.exists():
+        try:
             work.rename(kept)
+        except OSError:
+            if not kept.is_dir():  # else another run made the same one meanwhile
+                raise
         return kept
     finally:
         worker.release()

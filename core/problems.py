@@ -13,6 +13,11 @@ def problem_key(problem: Problem) -> str:
     return digest("problem", problem.task, problem.prompt, problem.messages, problem.reference)
 
 
+def content_key(problem: Problem) -> str:
+    """The same without the task label: equal where two tasks hold one problem, which no policy can tell apart."""
+    return digest("content", problem.prompt, problem.messages, problem.reference)
+
+
 def key_of(problem: Problem) -> str:
     """The key a stored problem carries, or the one it will carry."""
     return problem.problem_key or problem_key(problem)

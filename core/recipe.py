@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import Field, PositiveInt, ValidationError
 
 from strop.core import registry
+from strop.core.overrides import overridden
 from strop.core.plugin import STAGES, Config
 from strop.core.registry import Plugin
 from strop.core.trainer.config import Train
@@ -44,6 +44,7 @@ WRITES = {
     "evaluate": ("metrics",),
 }
 """What each kind of stage makes for the later ones of its round."""
+LABEL = re.compile(r"[A-Za-z0-9_-]{1,60}")
 NEEDS = {"train": ("examples",), "gate": ("policy", "metrics")}
 """What stages outside the plugin contract's `reads` need."""
 
@@ -93,9 +94,11 @@ class Step:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides what the step does, as plain values."""
-        found: dict[str, Any] = {"use": self.plugin.name, "as": self.name, **self.config.model_dump(mode="json")}
+        plugin = self.plugin
+        use = f"./{Path(plugin.origin).name}:{plugin.name}" if plugin.is_local else plugin.name
+        found: dict[str, Any] = {"use": use, "as": self.name, **self.config.model_dump(mode="json")}
         if self.objective is not None:
-            found["objective"] = {"use": self.plugin.name, **self.objective.model_dump(mode="json")}
+            found["objective"] = {"use": use, **self.objective.model_dump(mode="json")}
         return found
 
 
@@ -143,7 +146,7 @@ class Recipe:
 
     def override(self, overrides: Sequence[str]) -> Recipe:
         """The recipe with `key=value` overrides applied, checked again."""
-        return _build(_overridden(self.source, overrides), self.path)
+        return _build(overridden(self.source, overrides, RecipeFile.model_fields), self.path)
 
 
 def shipped() -> dict[str, str]:
@@ -168,7 +171,7 @@ def load(name_or_path: str, *, overrides: Sequence[str] = (), seed: int | None =
         raise RecipeError(f"there is no file {path}; shipped recipes: {', '.join(shipped())}")
     source = parse_file(path)
     extra = [] if seed is None else [f"seed={seed}"]
-    return _build(_overridden(source, [*overrides, *extra]), path.resolve())
+    return _build(overridden(source, [*overrides, *extra], RecipeFile.model_fields), path.resolve())
 
 
 def default_run_id(recipe: Recipe) -> str:
@@ -188,7 +191,7 @@ def _build(source: Source, path: Path | None) -> Recipe:
         _step(kind, value, location, source, folder, repeated=kinds.count(kind) > 1)
         for kind, value, location in entries
     ]
-    heldout = {"use": "sample", "as": "heldout", "n": 8, **top.heldout}
+    heldout = {"use": "sample", "as": "heldout", **top.heldout}
     examine = [
         replace(_step("generate", heldout, ("heldout",), source, folder), label="heldout", split="heldout"),
         *(replace(step, label=f"heldout.{step.label}", split="heldout") for step in steps if step.kind == "verify"),
@@ -216,6 +219,7 @@ def _build(source: Source, path: Path | None) -> Recipe:
         path,
         source,
     )
+    _check_labels(recipe, source)
     _check_order(recipe, source)
     return recipe
 
@@ -240,8 +244,10 @@ def _step(kind: str, value: Any, at: Location, source: Source, folder: Path, *, 
 
 
 def _train_step(value: Any, at: Location, source: Source, folder: Path, repeated: bool) -> Step:
+    if value is not None and not isinstance(value, str | dict):
+        raise source.error(at, "name the objective: `train: sft` or `train: {objective: sft, ...}`")
     settings = {"objective": value} if isinstance(value, str) else dict(value or {})
-    name = settings.pop("as", None)
+    name = _label(settings.pop("as", None), at, source)
     try:
         config = Train.model_validate(settings)
     except ValidationError as error:
@@ -258,7 +264,14 @@ def _entry(kind: str, value: Any, at: Location, source: Source) -> tuple[str, st
     if not isinstance(value, dict) or not isinstance(value.get("use"), str):
         raise source.error(at, f"name the {kind} plugin: `{kind}: name` or `{kind}: {{use: name, ...}}`")
     settings = dict(value)
-    return settings.pop("use"), settings.pop("as", None), settings
+    return settings.pop("use"), _label(settings.pop("as", None), at, source), settings
+
+
+def _label(value: Any, at: Location, source: Source) -> str | None:
+    """What `as` says: it names rows, files and `--set` keys."""
+    if value is not None and not (isinstance(value, str) and LABEL.fullmatch(value)):
+        raise source.error((*at, "as"), f"`as` is a name of letters, digits, `-` and `_`, got {value!r}")
+    return value
 
 
 def _configured(
@@ -294,103 +307,36 @@ def _check_order(recipe: Recipe, source: Source) -> None:
             continue
         stage = "objective" if step.kind == "train" else step.kind
         reads = {*STAGES[stage].reads & set(step.plugin.mark.handles), *NEEDS.get(step.kind, ())}
-        if step.kind == "verify" and "scores" in step.plugin.mark.handles:
-            reads.discard("scores")
         for handle in sorted(reads - written):
             writer = next(kind for kind, made in WRITES.items() if handle in made)
             raise source.error(
                 step.location,
                 f"`{step.label}` reads {handle}, which no earlier stage writes: put a `{writer}` before it",
             )
-        written.update(WRITES.get(step.kind, ()))
-    labels = [step.label for step in recipe.round]
-    for step in recipe.round:
-        if labels.count(step.label) > 1:
+        if step.kind == "train" and "metrics" in written:
             raise source.error(
-                step.location, f"two stages are called {step.label!r}; give one of them a name: `as: other`"
+                step.location, "`evaluate` examines the policy this round trains: put `train` before the first one"
             )
-    trains = [step for step in recipe.round if step.kind == "train"]
-    if len(trains) > 1:
-        raise source.error(trains[1].location, "one `train` a round: a round makes one candidate policy")
+        written.update(WRITES.get(step.kind, ()))
 
 
-def _overridden(source: Source, overrides: Sequence[str]) -> Source:
-    data = copy.deepcopy(source.data)
-    for text in overrides:
-        key, equals, raw = text.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"--set {text!r}: write stage.key=value, e.g. --set generate.n=16")
-        try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {text!r}: {raw!r} is not a YAML value") from error
-        _set(data, key.strip(), value, text)
-    return Source(source.name, data, source.lines)
-
-
-def _set(data: dict[str, Any], key: str, value: Any, text: str) -> None:
-    head, _, rest = key.partition(".")
-    if head in {"base", "engine"} and rest:
-        data[head] = _as_mapping(data.get(head, "hf"))
-        return _set_path(data[head], rest, value)
-    if head in RecipeFile.model_fields and head not in {"round", "tasks"}:
-        return _set_path(data, key, value)
-    if head in {"task", "tasks"}:
-        candidates = {_name_of(entry): ("tasks", i, None) for i, entry in enumerate(data.get("tasks", []))}
-        prefix = head
-    else:
-        entries = [(i, *next(iter(item.items()))) for i, item in enumerate(data.get("round", [])) if len(item) == 1]
-        candidates = {_name_of(entry): ("round", i, kind) for i, kind, entry in entries if kind == head}
-        prefix = head
-        if not candidates:
-            known = {kind for _, kind, _ in entries} | set(RecipeFile.model_fields) - {"round"} | {"task"}
-            raise RecipeError(f"--set {text!r}: the recipe has no {head!r}{did_you_mean(head, known)}")
-    if not rest:
-        raise RecipeError(f"--set {text!r}: name a key of {head!r}, e.g. {head}.key=value")
-    name, _, tail = rest.partition(".")
-    if name in candidates and tail:
-        place, rest = candidates[name], tail
-    elif len(candidates) == 1:
-        place = next(iter(candidates.values()))
-    else:
-        raise RecipeError(
-            f"--set {text!r}: there are {len(candidates)} {head} entries; write one of "
-            + ", ".join(f"{prefix}.{n}.key=value" for n in candidates)
-        )
-    _, index, kind = place
-    holder, slot = (data["tasks"], index) if kind is None else (data["round"][index], kind)
-    holder[slot] = _as_mapping(holder[slot], "objective" if kind == "train" else "use")
-    return _set_path(holder[slot], rest, value)
-
-
-def _set_path(mapping: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for parent in parents:
-        inner = mapping.get(parent)
-        if not isinstance(inner, dict):
-            inner = {} if inner is None else {"use": inner}
-            mapping[parent] = inner
-        mapping = inner
-    mapping[last] = value
-
-
-def _as_mapping(entry: Any, key: str = "use") -> dict[str, Any]:
-    return dict(entry) if isinstance(entry, dict) else {key: entry}
-
-
-def _name_of(entry: Any) -> str:
-    if isinstance(entry, str):
-        return entry
-    return str(entry.get("as") or entry.get("use") or _name_of(entry.get("objective", ""))) if entry else ""
+def _check_labels(recipe: Recipe, source: Source) -> None:
+    """No two stages or tasks of one name: rows and the ledger could not tell them apart."""
+    for steps, what in ((recipe.round, "stages"), (recipe.tasks, "tasks")):
+        seen: set[str] = set()
+        for step in steps:
+            label = step.name if what == "tasks" else step.label
+            if label in seen:
+                raise source.error(
+                    step.location, f"two {what} are called {label!r}; give one of them a name: `as: other`"
+                )
+            seen.add(label)
+    for kind, why in (("train", "a round makes one candidate policy"), ("gate", "one verdict decides on it")):
+        found = [step for step in recipe.round if step.kind == kind]
+        if len(found) > 1:
+            raise source.error(found[1].location, f"one `{kind}` a round: {why}")
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def json_schema() -> dict[str, Any]:
-    """The recipe's JSON schema (see `recipe_schema`)."""
-    from strop.core.recipe_schema import json_schema as schema
-
-    return schema()

@@ -11,15 +11,16 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from strop.core.plugin import STAGES, Config, Mark
 from strop.storage.errors import PluginError, did_you_mean
@@ -40,6 +41,11 @@ class Plugin:
         """What its `@stage` mark says."""
         mark: Mark = self.function.__strop__  # type: ignore[attr-defined]
         return mark
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a function in a file of the user's."""
+        return self.origin.endswith(".py")
 
     @property
     def doc(self) -> str:
@@ -67,7 +73,7 @@ def builtin_names(stage: str) -> list[str]:
 def entry_points(stage: str) -> dict[str, metadata.EntryPoint]:
     """Third-party plugins of a stage by name. Raises PluginError when two distributions claim one name."""
     found: dict[str, metadata.EntryPoint] = {}
-    for point in _installed().select(group=f"strop.{stage}"):
+    for point in _installed(tuple(sys.path)).select(group=f"strop.{stage}"):
         other = found.get(point.name)
         if other is not None and other.value != point.value:
             raise PluginError(
@@ -83,9 +89,11 @@ def entry_points(stage: str) -> dict[str, metadata.EntryPoint]:
 
 
 @cache
-def _installed() -> metadata.EntryPoints:
-    """Every entry point, read once: each reading opens the metadata of all distributions."""
-    return metadata.entry_points()
+def _installed(path: tuple[str, ...]) -> metadata.EntryPoints:
+    """Every entry point on that `sys.path`, read once: each reading opens the metadata of all distributions."""
+    found: Any = metadata.entry_points()  # before Python 3.12 of another type, which can `select` too
+    installed: metadata.EntryPoints = found
+    return installed
 
 
 def names(stage: str) -> list[str]:
@@ -180,12 +188,26 @@ def describe_errors(error: ValidationError, config: type[Config]) -> list[tuple[
     for item in error.errors():
         location = tuple(item["loc"])
         if item["type"] == "extra_forbidden":
-            message = f"unknown key {location[-1]!r}{did_you_mean(str(location[-1]), config.model_fields)}"
+            message = f"unknown key {location[-1]!r}{did_you_mean(str(location[-1]), _fields_at(config, location))}"
         elif item["type"] == "missing":
-            message = (
-                f"{location[-1]!r} is required: {config.model_fields[str(location[-1])].description or 'give a value'}"
-            )
+            field = _fields_at(config, location).get(str(location[-1]))
+            message = f"{location[-1]!r} is required: {(field and field.description) or 'give a value'}"
         else:
             message = f"{'.'.join(map(str, location))}: {item['msg']}, got {item['input']!r}"
         found.append((location, message))
     return found
+
+
+def _fields_at(config: type[BaseModel], location: tuple[str | int, ...]) -> dict[str, FieldInfo]:
+    """The fields of the settings in which the last part of the location stands: settings may hold settings."""
+    for part in location[:-1]:
+        field = config.model_fields.get(str(part))
+        config = next(_models(field.annotation), config) if field is not None else config
+    return config.model_fields
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -7,29 +7,25 @@ ledger is the truth: whatever is committed is skipped, so the same call resumes 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
+from strop.core.binding import bind
 from strop.core.control import control_step, overrides_for
 from strop.core.events import Event, OnEvent, RunSummary, StepResult
 from strop.core.gating import gate_step, stopped
-from strop.core.prepare import base_step, tasks_step
-from strop.core.recipe import Recipe, Step, canonical_json, default_run_id
+from strop.core.prepare import base_step, check_heldout, tasks_step
+from strop.core.recipe import Recipe, Step, default_run_id
 from strop.core.session import Session
 from strop.core.steps import plugin_step
 from strop.core.training import train_step
 from strop.core.workers import PRELOAD, Workers
-from strop.storage.errors import RecipeError
-from strop.storage.ids import digest, shard_number
 from strop.storage.lake import Lake, open_lake
 from strop.storage.locks import run_lock
-from strop.storage.tables import Metric, Run, StageRun
+from strop.storage.tables import Metric
 
 __all__ = ["Event", "OnEvent", "RunSummary", "StepResult", "run_loop"]
 
@@ -58,11 +54,11 @@ def run_loop(
     """
     started = time.perf_counter()
     run_id = run_id or default_run_id(recipe)
-    rounds = rounds or recipe.rounds
+    rounds = recipe.rounds if rounds is None else rounds
     with open_lake(lake, create=True) as opened, run_lock(opened.root, run_id):
         session = _session(recipe, opened, run_id, on_event)
         try:
-            _ensure_run(session)
+            bind(session)
             on_event(Event("run_start", run_id, total=rounds))
             _prepare(session, call)
             stop = stopped(session)
@@ -74,7 +70,7 @@ def run_loop(
             champion = session.champion()
             summary = RunSummary(
                 run_id,
-                max((at for at, _ in session.ledger), default=0),
+                _complete(session),
                 champion.name,
                 champion.content_hash,
                 stop,
@@ -92,6 +88,7 @@ def _prepare(session: Session, call: CallStep) -> None:
     started = time.perf_counter()
     for task in session.recipe.tasks:
         call(f"task.{task.name}", 0, partial(tasks_step, session, task))
+    check_heldout(session)
     call("base", 0, partial(base_step, session))
     for step in session.recipe.examine:
         call(step.label, 0, partial(_step, session, 0, step))
@@ -118,6 +115,14 @@ def _has_begun(session: Session, number: int) -> bool:
     return any(at == number for at, _ in session.ledger)
 
 
+def _complete(session: Session) -> int:
+    """Rounds that are complete; they are run in order, so none after the first that is not."""
+    number = 0
+    while all(session.committed(number + 1, step.label) for step in session.recipe.round):
+        number += 1
+    return number
+
+
 def _emit_round(session: Session, number: int, started: float) -> None:
     """Tell the watcher how the round's policy fares."""
     if session.recipe.examine:
@@ -134,7 +139,7 @@ def _emit_round(session: Session, number: int, started: float) -> None:
 
 
 def _session(recipe: Recipe, lake: Lake, run_id: str, on_event: OnEvent) -> Session:
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpu = Path("/dev/nvidia0").exists()
     count = recipe.workers if isinstance(recipe.workers, int) else (1 if gpu else cores)
     heavy = any(step.kind == "train" for step in recipe.round) or recipe.engine.plugin.name == "hf"
@@ -145,80 +150,3 @@ def _session(recipe: Recipe, lake: Lake, run_id: str, on_event: OnEvent) -> Sess
     for run in lake.committed(run_id).values():
         session.ledger.setdefault((run.round, run.stage), {})[run.shard] = run
     return session
-
-
-def _ensure_run(session: Session) -> None:
-    """Write the run's row, or check that this is the recipe it was started with."""
-    recipe = session.recipe
-    text = canonical_json(recipe.canonical())
-    there = session.read(Run, "true")
-    if there:
-        if there[0].recipe_hash != recipe.identity():
-            raise RecipeError(
-                f"run {session.run_id!r} was started with another recipe: "
-                f"{_differences(there[0].recipe_json, recipe)}. "
-                "Put it back, or start a new run with --run-id"
-            )
-        return
-    number = shard_number(session.run_id, 0, "run", 0)
-    row = Run(
-        run_id=session.run_id,
-        stage_run_id=number,
-        recipe=recipe.name,
-        recipe_json=text,
-        recipe_hash=recipe.identity(),
-        seed=recipe.seed,
-        strop_version=metadata.version("strop"),
-        code_version=_git_commit(),
-        created_at=datetime.datetime.now(datetime.UTC),
-    )
-    run = StageRun(
-        run_id=session.run_id,
-        stage_run_id=number,
-        key=digest("run", session.run_id, recipe.identity()),
-        stage="run",
-        kind="run",
-        shard=0,
-        shards=1,
-        plugin="",
-        plugin_version="",
-        config_json="{}",
-        upstream=[],
-        seed=recipe.seed,
-        rows_json="{}",
-    )
-    session.commit(run, counts={"runs": 1}, seconds=0.0, rows={"runs": [row]})
-
-
-def _differences(stored: str, recipe: Recipe) -> str:
-    import json
-
-    before, after = _flat(json.loads(stored)), _flat(recipe.canonical())
-    changed = [
-        f"{key} was {before.get(key)!r}, now {after.get(key)!r}"
-        for key in sorted({*before, *after} - {"rounds"})
-        if before.get(key) != after.get(key)
-    ]
-    return "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, object]:
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list) and value and all(isinstance(v, dict) and len(v) == 1 for v in value):
-        items = [(k, v) for item in value for k, v in item.items()]  # the stages of a round, by label
-    else:
-        return {prefix: value}
-    found: dict[str, object] = {}
-    for key, inner in items:
-        found.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
-    return found
-
-
-def _git_commit() -> str | None:
-    """Commit of the source Strop runs from, when that is a checkout."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -55,15 +55,18 @@ class Session:
     _cache: dict[tuple[Any, ...], list[Any]] = field(default_factory=dict)
 
     def read(self, row: type[R], where: str, params: Sequence[object] = (), without: Iterable[str] = ()) -> list[R]:
-        """Rows of this run in order of id; kept until a commit touches their table."""
+        """Rows of this run, oldest first; kept until a commit touches their table.
+
+        By round, stage, shard and place in the shard: the order of ids would depend on the run's name.
+        """
         key = (row.TABLE, where, tuple(params), tuple(sorted(without)))
         if key not in self._cache:
-            order = f" ORDER BY {row.ID}" if row.ID else ""
-            found = self.lake.rows(
-                row, f"run_id = ? AND ({where}){order}", [self.run_id, *params], without=set(without)
-            )
-            self._cache[key] = found
-        return self._cache[key]
+            found = self.lake.rows(row, f"run_id = ? AND ({where})", [self.run_id, *params], without=set(without))
+            made = {
+                run.stage_run_id: (at, label, n) for (at, label), by in self.ledger.items() for n, run in by.items()
+            }
+            self._cache[key] = sorted(found, key=lambda r: made.get(r.stage_run_id, (r.round, "", 0)))
+        return list(self._cache[key])  # a plugin may sort or empty what it is handed
 
     def forget(self, tables: Iterable[str]) -> None:
         """Drop what was read from these tables."""
@@ -72,7 +75,7 @@ class Session:
 
     def policies(self) -> list[Policy]:
         """The run's policies, oldest first."""
-        return sorted(self.read(Policy, "true"), key=lambda p: p.round)
+        return self.read(Policy, "true")
 
     def champion(self) -> Policy:
         """The policy that generates. There is always one once round 0 has its base."""
@@ -82,16 +85,23 @@ class Session:
         """The policy this round made, else the champion."""
         return next((p for p in self.policies() if p.round == round), None) or self.champion()
 
+    def policy_of(self, round: int, step: Step) -> Policy:
+        """Held-out work looks at the round's candidate, everything else at the champion."""
+        return self.candidate(round) if step.split == "heldout" else self.champion()
+
     def directory(self, policy: Policy) -> Path:
         """Where a policy's checkpoint lies."""
         return self.lake.root / policy.path
 
-    def upstream(self, round: int, step: Step) -> list[str]:
-        """Keys of the stage runs a step reads, its policy's included, sorted."""
+    def upstream(self, round: int, step: Step, policy: Policy | None = None) -> list[str]:
+        """Keys of the stage runs a step reads, that of the policy it runs or starts from included, sorted."""
         labels = {s.label for s in self.recipe.round if s.kind in READS.get(step.kind, set()) and s.split == step.split}
         if step.kind in {"evaluate", "gate", "control"}:
             labels |= {s.label for s in self.recipe.round if s.split == "heldout" or s.kind == "evaluate"}
         keys = {r.key for label in labels - {step.label} for r in self.ledger.get((round, label), {}).values()}
+        if policy is not None:
+            made = (r for by in self.ledger.values() for r in by.values() if r.stage_run_id == policy.stage_run_id)
+            keys |= {r.key for r in made}
         return sorted(keys)
 
     def step_seed(self, round: int, step: Step) -> int:
@@ -173,7 +183,7 @@ class Session:
         there = self.ledger.get((round, step.label), {})
         todo = [(run, make) for run, make in calls if run.shard not in there]
         if not todo:
-            return self._result(step.label, round, 0.0, skipped=True)
+            return self.skipped(step, round)
         self.emit(Event("stage_start", self.run_id, round, step.label, total=total))
         progress: dict[int, tuple[int, int]] = {}
 
@@ -222,13 +232,9 @@ class Session:
         """Where a shard's worker writes its files before they are committed; a retry overwrites what a kill left."""
         return self.lake.staging / run.key
 
-    def relabelled(self, step: Step, label: str) -> Step:
-        """The step under another label: tasks stand in the ledger as `task.<name>`."""
-        return replace(step, label=label)
-
-    def finished_before(self, label: str, round: int, *, skipped: bool = True, seconds: float = 0.0) -> StepResult:
-        """The result of a step of round 0, from the ledger."""
-        return self._result(label, round, seconds, skipped=skipped)
+    def skipped(self, step: Step, round: int) -> StepResult:
+        """The result of a step that was committed before, from the ledger."""
+        return self._result(step.label, round, 0.0, skipped=True)
 
     def finished(self, step: Step, round: int, started: float) -> StepResult:
         """The result of a step that has just been committed."""

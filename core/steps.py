@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from strop.core.events import StepResult
-from strop.core.execute import Call, EngineRef, PluginRef
+from strop.core.execute import Call, EngineRef, ref
 from strop.core.pass_rates import pass_rates
+from strop.core.problems import content_key
 from strop.core.recipe import Step
+from strop.core.seeds import derive
 from strop.core.session import Session
-from strop.storage.tables import Context, Decision, Metric, Plan, Policy, Problem, Rollout, Score, StageRun
+from strop.core.subjects import Given
+from strop.storage.tables import Context, Decision, Metric, Plan, Problem, Rollout, Score, StageRun
 
 WIDE = ("token_ids", "logps")
 """Rollout columns left out of what a plugin sees unless its mark says that it needs them."""
@@ -22,9 +25,10 @@ Make = Callable[[StageRun], Call]
 def plugin_step(session: Session, round: int, step: Step) -> StepResult:
     """Run one plugin stage of a round, whatever is not committed yet."""
     if session.committed(round, step.label):
-        return session.run_calls(round, step, [])
+        return session.skipped(step, round)
     shards, total = SHARDS.get(step.kind, _whole)(session, round, step)
-    upstream = session.upstream(round, step)
+    samples = step.kind == "generate" or "engine" in step.plugin.mark.handles
+    upstream = session.upstream(round, step, session.policy_of(round, step) if samples else None)
     calls = []
     for index, data in enumerate(shards):
         run = session.stage_run(round, step, index, len(shards), upstream)
@@ -32,17 +36,8 @@ def plugin_step(session: Session, round: int, step: Step) -> StepResult:
     return session.run_calls(round, step, calls, total)
 
 
-def ref(step: Step, session: Session) -> PluginRef:
-    """The step's plugin in a form that travels."""
-    use = step.plugin.name
-    if ":" in step.plugin.origin or step.plugin.origin.endswith(".py"):
-        use = f"{step.plugin.origin}:{step.plugin.name}"
-    stage = "objective" if step.kind == "train" else step.kind
-    return PluginRef(stage, use, session.recipe.folder, step.config.model_dump(mode="json"), step.name)
-
-
 def _call(session: Session, run: StageRun, step: Step, data: Callable[[], dict[str, Any]]) -> Call:
-    policy = _policy(session, run.round, step)
+    policy, folder = session.policy_of(run.round, step), session.recipe.folder
     handles = {
         **data(),
         "seed": run.seed,
@@ -52,39 +47,45 @@ def _call(session: Session, run: StageRun, step: Step, data: Callable[[], dict[s
     }
     if "state" in step.plugin.mark.handles:
         handles["state"] = session.state_of(step, run.round)
-    rollouts: Sequence[Rollout] = handles.get("rollouts", ())
     return Call(
-        ref(step, session),
-        session.stamp(
-            run,
-            step,
-            policy_id=policy.policy_id,
-            problem_of={r.rollout_id: r.problem_id for r in rollouts} if step.kind == "verify" else {},
-        ),
+        ref(step, folder),
+        session.stamp(run, step, policy_id=policy.policy_id, given=_given(session, step, handles)),
         handles,
         session.out(run),
-        EngineRef(
-            ref(session.recipe.engine, session),
-            session.directory(policy),
-            max(1, session.cores // session.workers.count),
-        ),
-        tuple(ref(task, session) for task in session.recipe.tasks),
+        EngineRef(ref(session.recipe.engine, folder), session.directory(policy), session.workers.threads),
+        tuple(ref(task, folder) for task in session.recipe.tasks),
         task_seed(session),
-        tuple(ref(s, session) for s in session.recipe.round if s.kind == "verify" and s.split == "train"),
-        (session.seed, "heldout") if step.split == "heldout" else (session.seed, "sample", run.round),
+        tuple(ref(s, folder) for s in session.recipe.round if s.kind == "verify" and s.split == "train"),
+        _sampling_purpose(session, run, step),
     )
+
+
+def _given(session: Session, step: Step, handles: Mapping[str, Any]) -> Given:
+    """What the plugin's rows may speak of."""
+    problems: Iterable[Problem] | None = handles.get("problems")
+    if isinstance(problems, Mapping):
+        problems = problems.values()
+    rollouts: Iterable[Rollout] | None = handles.get("rollouts")
+    pool = session.read(Problem, "true") if step.kind == "synthesize" else []
+    return Given(
+        None if problems is None else {p.problem_id: p.task for p in problems},
+        None if rollouts is None else {r.rollout_id: r.problem_id for r in rollouts},
+        tuple(task.name for task in session.recipe.tasks),
+        frozenset(map(content_key, pool)),
+    )
+
+
+def _sampling_purpose(session: Session, run: StageRun, step: Step) -> tuple[object, ...]:
+    """Held-out seeds are the same in every round; two generators of one round must not sample the same twice."""
+    if step.split == "heldout":
+        return (session.seed, "heldout")
+    own = () if step.label == step.kind else (step.label,)
+    return (session.seed, "sample", run.round, *own)
 
 
 def task_seed(session: Session) -> int:
     """Seed of the run's tasks, the same in every round."""
-    from strop.core.seeds import derive
-
     return derive(session.seed, "task")
-
-
-def _policy(session: Session, round: int, step: Step) -> Policy:
-    """Held-out work looks at the round's candidate, everything else at the champion."""
-    return session.candidate(round) if step.split == "heldout" else session.champion()
 
 
 Shards = tuple[list[Callable[[], dict[str, Any]]], int]
@@ -97,13 +98,14 @@ def _whole(session: Session, round: int, step: Step) -> Shards:
 def _generate(session: Session, round: int, step: Step) -> Shards:
     plan = _plan(session, round, step)
     default = getattr(step.config, "n", 1)
-    total = sum(row.n or default for row in plan)
+    wanted = [default if row.n is None else row.n for row in plan]
+    total = sum(wanted)
     count = max(1, -(-total // session.recipe.shard_rollouts))
     groups: list[list[Plan]] = [[] for _ in range(count)]
     before = 0
-    for row in plan:  # even shards, whole groups: the shard of a plan row follows from the rollouts before it
-        groups[min(count - 1, before * count // total)].append(row)
-        before += row.n or default
+    for row, n in zip(plan, wanted, strict=True):  # even shards, whole groups, by the rollouts before a row
+        groups[min(count - 1, before * count // max(1, total))].append(row)
+        before += n
     return [partial(_plan_data, session, step, group) for group in groups], total
 
 
@@ -141,10 +143,10 @@ def _verify(session: Session, round: int, step: Step) -> Shards:
         if len(groups[-1]) >= 8 * session.recipe.shard_rollouts:
             groups.append([])
         groups[-1].extend(members)
-    return [partial(_verify_data, session, step, group) for group in groups], len(rollouts)
+    return [partial(_verify_data, session, round, step, group) for group in groups], len(rollouts)
 
 
-def _verify_data(session: Session, step: Step, rollouts: list[Rollout]) -> dict[str, Any]:
+def _verify_data(session: Session, round: int, step: Step, rollouts: list[Rollout]) -> dict[str, Any]:
     wanted = {row.problem_id for row in rollouts}
     ids = {row.rollout_id for row in rollouts}
     found: dict[str, Any] = {
@@ -152,7 +154,7 @@ def _verify_data(session: Session, step: Step, rollouts: list[Rollout]) -> dict[
         "problems": {p.problem_id: p for p in _problems(session, step.split) if p.problem_id in wanted},
     }
     if "scores" in step.plugin.mark.handles:
-        found["scores"] = [s for s in session.read(Score, "round = ?", [rollouts[0].round]) if s.subject_id in ids]
+        found["scores"] = [s for s in session.read(Score, "round = ?", [round]) if s.subject_id in ids]
     return found
 
 
@@ -175,10 +177,17 @@ def round_data(session: Session, round: int, step: Step) -> dict[str, Any]:
     if "heldout_keys" in wanted:
         found["heldout_keys"] = frozenset(p.problem_key for p in session.read(Problem, "split = 'heldout'"))
     if "contexts" in wanted:
-        found["contexts"] = session.read(Context, "true")
+        found["contexts"] = library(session)
     if "metrics" in wanted:
         found["metrics"] = session.read(Metric, "round <= ?", [round])
     return found
+
+
+def library(session: Session) -> list[Context]:
+    """The contexts as they stand: the newest version of each, the deleted ones left out."""
+    versions = session.read(Context, "true")
+    replaced = {context.parent_context_id for context in versions}
+    return [c for c in versions if c.context_id not in replaced and c.op != "delete"]
 
 
 def _problems(session: Session, split: str, before: int | None = None) -> list[Problem]:

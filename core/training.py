@@ -6,9 +6,10 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.core.events import Event, StepResult
+from strop.core.gating import rolled_back
 from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
 from strop.core.trainer.config import Train
@@ -16,7 +17,10 @@ from strop.core.trainer.job import TrainJob, TrainResult, write_examples
 from strop.core.workers import Workers
 from strop.storage.checkpoints import adopt
 from strop.storage.errors import StageError
-from strop.storage.tables import Policy, PolicyExample
+from strop.storage.tables import Policy, PolicyExample, StageRun
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 EXAMPLES = """
 SELECT e.example_id, e.kind, e.prompt, e.completion, e.chosen, e.rejected,
@@ -29,76 +33,41 @@ FROM examples e
 LEFT JOIN rollouts a ON a.rollout_id = e.rollout_id AND a.completion = coalesce(e.completion, e.chosen)
 LEFT JOIN rollouts b ON b.rollout_id = e.rejected_rollout_id AND b.completion = e.rejected
 WHERE e.run_id = ? AND e.round BETWEEN ? AND ?
-ORDER BY e.example_id
+ORDER BY e.round, e.builder, e.example_id
 """
-"""Sampled token ids are used where the example is the rollout's own text; an edited text is tokenised afresh."""
+"""Sampled token ids are used where the example is the rollout's own text; an edited text is tokenised afresh.
+Over several rounds or builders the order of ids alone would depend on the run's name, and the weights with it.
+"""
 
 
 def train_step(session: Session, round: int, step: Step) -> StepResult:
     """Train this round's candidate, unless it is there. A killed training goes on from its own last checkpoint."""
     if session.committed(round, step.label):
-        return session.run_calls(round, step, [])
+        return session.skipped(step, round)
     started = time.perf_counter()
     config = step.config
     assert isinstance(config, Train)
-    run = session.stage_run(round, step, upstream=_upstream(session, round, step))
-    session.emit(Event("stage_start", session.run_id, round, step.label))
     init = _start(session, config.init_from)
-    reference = init if config.reference == "init" else _start(session, config.reference)
-    needs_reference = "reference" in step.plugin.mark.requires
+    reference = None
+    if "reference" in step.plugin.mark.requires:
+        reference = init if config.reference == "init" else _start(session, config.reference)
+    run = session.stage_run(round, step, upstream=session.upstream(round, step, init))
+    session.emit(Event("stage_start", session.run_id, round, step.label))
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
     table = session.lake.arrow(EXAMPLES, [session.run_id, first, round])
     try:
-        job = TrainJob(
-            init=session.directory(init),
-            reference=session.directory(reference) if needs_reference else None,
-            examples=write_examples(work / "examples.parquet", table),
-            output=work / "policy",
-            work=work / "checkpoints",
-            objective=step.plugin.name,
-            objective_origin=step.plugin.origin,
-            objective_config=step.objective.model_dump(mode="json") if step.objective else {},
-            train=config.model_dump(mode="json"),
-            seed=session.step_seed(round, step),
-            threads=session.cores,
-        )
-        result = _in_own_process(session, job, round, step)
+        result = _in_own_process(session, _job(session, run, step, config, init, reference, table, work), round, step)
     except StageError as error:
         raise StageError(f"round {round}, {step.label}: {error}") from error
-    path, content_hash = adopt(session.lake.root, result.output)
-    policy = Policy(
-        run_id=session.run_id,
-        round=round,
-        stage_run_id=run.stage_run_id,
-        policy_id=run.stage_run_id << 20,
-        name=f"{session.run_id}/r{round}",
-        status="candidate",
-        kind=result.kind,
-        parent_policy_id=init.policy_id,
-        reference_policy_id=reference.policy_id if needs_reference else None,
-        path=str(path),
-        content_hash=content_hash,
-        objective=step.plugin.name,
-        examples=result.examples,
-        steps=result.steps,
-        loss=result.loss,
-        detail=canonical_json({"metrics": result.metrics[-1:]}),
-    )
+    policy = _policy(session, run, step, result, init, reference)
     links = [
         PolicyExample(
-            run_id=session.run_id,
-            round=round,
-            stage_run_id=run.stage_run_id,
-            policy_id=policy.policy_id,
-            example_id=example_id,
+            run_id=session.run_id, round=round, stage_run_id=run.stage_run_id, policy_id=policy.policy_id, example_id=id
         )
-        for example_id in table.column("example_id").to_pylist()
+        for id in table.column("example_id").to_pylist()
     ]
-    gated = any(s.kind == "gate" for s in session.recipe.round)
-    status = {} if gated else _promotion(session, policy)
-    if not gated:
-        policy = _with_status(policy, "champion")
+    status = {} if policy.status == "candidate" else {session.champion().policy_id: "retired"}
     session.commit(
         run,
         counts={"policies": 1, "policy_examples": len(links)},
@@ -111,25 +80,63 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     return session.finished(step, round, started)
 
 
-def _upstream(session: Session, round: int, step: Step) -> list[str]:
-    return session.upstream(round, step)
-
-
 def _start(session: Session, which: str) -> Policy:
-    if which == "champion":
-        return session.champion()
+    """The policy that `init_from` or `reference` names; one that was rolled back is nobody's start."""
     policies = session.policies()
-    return policies[0] if which == "base" else policies[-1]
+    if which == "base":
+        return policies[0]
+    return session.champion() if which == "champion" or rolled_back(session, policies[-1]) else policies[-1]
 
 
-def _promotion(session: Session, policy: Policy) -> dict[int, str]:
-    return {p.policy_id: "retired" for p in session.policies() if p.status == "champion"}
+def _job(
+    session: Session,
+    run: StageRun,
+    step: Step,
+    config: Train,
+    init: Policy,
+    reference: Policy | None,
+    examples: pa.Table,
+    work: Path,
+) -> TrainJob:
+    return TrainJob(
+        init=session.directory(init),
+        reference=session.directory(reference) if reference else None,
+        examples=write_examples(work / "examples.parquet", examples),
+        output=work / "policy",
+        work=work / "checkpoints",
+        objective=step.plugin.name,
+        objective_origin=step.plugin.origin,
+        objective_config=step.objective.model_dump(mode="json") if step.objective else {},
+        train=config.model_dump(mode="json"),
+        seed=run.seed,
+        threads=session.cores,
+    )
 
 
-def _with_status(policy: Policy, status: str) -> Policy:
-    import dataclasses
-
-    return dataclasses.replace(policy, status=status)
+def _policy(
+    session: Session, run: StageRun, step: Step, result: TrainResult, init: Policy, reference: Policy | None
+) -> Policy:
+    """Take the checkpoint into the lake; its row. Where no gate decides, the newest policy is the champion."""
+    path, content_hash = adopt(session.lake.root, result.output)
+    gated = any(s.kind == "gate" for s in session.recipe.round)
+    return Policy(
+        run_id=session.run_id,
+        round=run.round,
+        stage_run_id=run.stage_run_id,
+        policy_id=run.stage_run_id << 20,
+        name=f"{session.run_id}/r{run.round}",
+        status="candidate" if gated else "champion",
+        kind=result.kind,
+        parent_policy_id=init.policy_id,
+        reference_policy_id=reference.policy_id if reference else None,
+        path=str(path),
+        content_hash=content_hash,
+        objective=step.plugin.name,
+        examples=result.examples,
+        steps=result.steps,
+        loss=result.loss,
+        detail=canonical_json({"metrics": result.metrics[-1:]}),
+    )
 
 
 def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> TrainResult:

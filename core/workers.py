@@ -82,6 +82,8 @@ class Workers:
             worker.stop()
 
     def _idle(self, busy: set[_Worker]) -> _Worker:
+        """A worker that lives and has nothing to do: one may have been killed while it had nothing to do."""
+        self._workers = [worker for worker in self._workers if worker in busy or worker.process.is_alive()]
         for worker in self._workers:
             if worker not in busy:
                 return worker

@@ -72,4 +72,8 @@ def _value(node: yaml.Node, at: Location, lines: dict[Location, int], name: str)
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*at, i), lines, name) for i, item in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node, deep=True)
+    try:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError) as error:
+        why = getattr(error, "problem", None) or error
+        raise RecipeError(f"{name}:{node.start_mark.line + 1}: not a value a recipe can hold: {why}") from error

@@ -26,6 +26,10 @@ class StageError(StropError):
     """A stage failed; the run stops here and the same command resumes it."""
 
 
+class DataError(StropError, ValueError):
+    """A file or data set of problems cannot be read as asked; carries the file and, where there is one, the line."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'; did you mean 'x'?' when one of `known` is near, else the list of what there is."""
     known = sorted(known)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from strop.core.plugin import Config
-from strop.storage.errors import did_you_mean
+from strop.storage.errors import DataError, did_you_mean
 from strop.storage.ids import digest
 from strop.storage.tables import Problem
 
@@ -35,25 +35,25 @@ class Fields(Config):
 
 
 def problem(record: Mapping[str, Any], where: str, fields: Fields) -> Problem:
-    """The record as a problem. Raises ValueError, which begins with `where`, for one that does not fit."""
+    """The record as a problem. Raises DataError, which begins with `where`, for one that does not fit."""
     rest = dict(record)
     messages = _messages(rest.pop(fields.messages, None), where)
     prompt = rest.pop(fields.prompt, None)
     if prompt is None and messages:
         prompt = messages[-1]["content"]
     elif prompt is None:
-        raise ValueError(f"{where}: no field {fields.prompt!r}{did_you_mean(fields.prompt, record)}")
+        raise DataError(f"{where}: {_lacks(fields.prompt, record)} (another field: `prompt: its_name` in the recipe)")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"{where}: {fields.prompt!r} must be text that is not empty, got {prompt!r}")
+        raise DataError(f"{where}: {fields.prompt!r} must be text that is not empty, got {prompt!r}")
     reference = rest.pop(fields.reference, None)
     if reference is None and fields.references == "required":
-        raise ValueError(
-            f"{where}: no {fields.reference!r}{did_you_mean(fields.reference, record)} "
-            "(problems without a known answer: set `references: optional`)"
+        raise DataError(
+            f"{where}: {_lacks(fields.reference, record)} (another field: `reference: its_name` in the recipe; "
+            "problems without a known answer: `references: optional`)"
         )
     category, level = rest.pop(fields.category, None), rest.pop(fields.level, None)
     if level is not None and (isinstance(level, bool) or not isinstance(level, int | float)):
-        raise ValueError(f"{where}: {fields.level!r} must be a number, got {level!r}")
+        raise DataError(f"{where}: {fields.level!r} must be a number, got {level!r}")
     return Problem(
         prompt=prompt,
         messages=json.dumps(messages, ensure_ascii=False) if messages else None,
@@ -67,11 +67,11 @@ def problem(record: Mapping[str, Any], where: str, fields: Fields) -> Problem:
 def held_out_by_share(problems: Sequence[Problem], share: float, where: str) -> list[Problem]:
     """The problems with their split; a prompt is in one of them only, whichever the order of the records.
 
-    Raises ValueError when there are not two different prompts.
+    Raises DataError when there are not two different prompts.
     """
     prompts = sorted({digest("heldout", p.prompt, p.messages) for p in problems})
     if len(prompts) < 2:
-        raise ValueError(f"{where}: one problem to train on and one to hold out are needed, there is {len(prompts)}")
+        raise DataError(f"{where}: one problem to train on and one to hold out are needed, there is {len(prompts)}")
     chosen = set(prompts[: min(len(prompts) - 1, max(1, round(share * len(prompts))))])
     return [
         replace(p, split="heldout" if digest("heldout", p.prompt, p.messages) in chosen else "train") for p in problems
@@ -79,12 +79,16 @@ def held_out_by_share(problems: Sequence[Problem], share: float, where: str) -> 
 
 
 def held_out_apart(train: Sequence[Problem], heldout: Sequence[Problem], where: str) -> list[Problem]:
-    """Both splits, without the training problems whose prompt is held out. Raises ValueError when that is all."""
+    """Both splits, without the training problems whose prompt is held out. Raises DataError when that is all."""
     taken = {(p.prompt, p.messages) for p in heldout}
     left = [replace(p, split="train") for p in train if (p.prompt, p.messages) not in taken]
     if not left:
-        raise ValueError(f"{where}: every training prompt is also held out, nothing is left to train on")
+        raise DataError(f"{where}: every training prompt is also held out, nothing is left to train on")
     return [*left, *(replace(p, split="heldout") for p in heldout)]
+
+
+def _lacks(name: str, record: Mapping[str, Any]) -> str:
+    return f"{name!r} is null" if name in record else f"no field {name!r}{did_you_mean(name, record)}"
 
 
 def _messages(value: Any, where: str) -> list[dict[str, str]]:
@@ -94,7 +98,7 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
         isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
     )
     if not fits or not value:
-        raise ValueError(f"{where}: messages must be a list of {{role, content}}, got {value!r}")
+        raise DataError(f"{where}: messages must be a list of {{role, content}}, got {value!r}")
     return [{"role": m["role"], "content": m["content"]} for m in value]
 
 

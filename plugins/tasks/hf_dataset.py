@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from strop.core.plugin import Task, stage
 from strop.plugins.tasks._records import Fields, held_out_apart, held_out_by_share, problem
-from strop.storage.errors import did_you_mean
+from strop.storage.errors import DataError, did_you_mean
 from strop.storage.tables import Problem
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class HfDataset(Fields):
 
 @stage("task")
 def hf_dataset(config: HfDataset) -> Task:
-    """The task. Raises ValueError for a data set that cannot be read, and for a row, by number, that does not fit."""
+    """The task. Raises DataError for a data set that cannot be read, and for a row, by number, that does not fit."""
     train = _read(config, config.split)
     if config.heldout_split is None:
         problems = held_out_by_share(train, config.heldout, _name(config))
@@ -62,10 +62,10 @@ def _read(config: HfDataset, split: str) -> list[Problem]:
     try:
         rows = _load(config, split)
     except Exception as error:
-        raise ValueError(f"cannot read {_name(config)}, split {split!r}: {type(error).__name__}: {error}") from error
+        raise DataError(f"cannot read {_name(config)}, split {split!r}: {type(error).__name__}: {error}") from error
     found = [problem(row, f"{_name(config)} ({split}), row {i}", config) for i, row in enumerate(rows)]
     if not found:
-        raise ValueError(f"{_name(config)} ({split}) is empty")
+        raise DataError(f"{_name(config)} ({split}) is empty")
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from strop.core.plugin import Task, stage
 from strop.plugins.tasks._records import Fields, held_out_apart, held_out_by_share, problem
+from strop.storage.errors import DataError
 from strop.storage.tables import Problem
 
 
@@ -25,7 +26,7 @@ class Jsonl(Fields):
 
 @stage("task")
 def jsonl(config: Jsonl) -> Task:
-    """The task. Raises ValueError, which names file and line, for a file that is absent, empty or malformed."""
+    """The task. Raises DataError, which names file and line, for a file that is absent, empty or malformed."""
     train = _read(config.path, config)
     if config.heldout_path is None:
         problems = held_out_by_share(train, config.heldout, str(config.path))
@@ -36,27 +37,30 @@ def jsonl(config: Jsonl) -> Task:
 
 def _read(path: Path, fields: Fields) -> list[Problem]:
     if not path.is_file():
-        raise ValueError(f"there is no file {path} (working directory: {Path.cwd()})")
+        raise DataError(f"there is no file {path} (working directory: {Path.cwd()})")
     found = []
     with path.open(encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    found.append(problem(_record(line, f"{path}:{number}"), f"{path}:{number}", fields))
+                    found.append(problem(_record(line, f"{path}:{number}", fields), f"{path}:{number}", fields))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+            raise DataError(f"{path}: not UTF-8 text: {error}") from error
     if not found:
-        raise ValueError(f"{path} is empty: one JSON object a line is expected")
+        raise DataError(f"{path} is empty; {_expected(fields)}")
     return found
 
 
-def _record(line: str, where: str) -> dict[str, object]:
+def _record(line: str, where: str, fields: Fields) -> dict[str, object]:
     try:
-        record = json.loads(line)
+        record = json.loads(line.strip())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}; {_expected(fields)}") from error
     if not isinstance(record, dict):
-        raise ValueError(
-            f'{where}: a JSON object such as {{"prompt": ..., "reference": ...}} is expected, got {record!r}'
-        )
+        raise DataError(f"{where}: a JSON object is expected, got {line.strip()[:60]!r}; {_expected(fields)}")
     return record
+
+
+def _expected(fields: Fields) -> str:
+    example = json.dumps({fields.prompt: "2+3=", fields.reference: "5"})
+    return f"write one JSON object a line, such as {example}"

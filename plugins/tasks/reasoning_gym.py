@@ -22,7 +22,7 @@ from strop.core.plugin import Config, Task, stage
 from strop.core.seeds import derive
 from strop.plugins.tasks._harmless import harmless
 from strop.plugins.verify._answers import extractor
-from strop.storage.errors import did_you_mean
+from strop.storage.errors import DataError, did_you_mean
 from strop.storage.tables import Problem, Score
 
 _TRIES = 8
@@ -58,7 +58,7 @@ class ReasoningGym(Config):
 
 @stage("task")
 def reasoning_gym(config: ReasoningGym, *, seed: int) -> Task:
-    """The task. Raises ValueError for an unknown data set, and for settings it refuses."""
+    """The task. Raises DataError for an unknown data set, and for settings it refuses."""
     make = lru_cache(maxsize=16)(lambda seed, size: _dataset(config, seed, size))
     make(0, 1)
 
@@ -68,7 +68,7 @@ def reasoning_gym(config: ReasoningGym, *, seed: int) -> Task:
         heldout = _draw(config, make, config.heldout, derive(0, "heldout", config.dataset), taken)
         train = _draw(config, make, config.train, derive(seed, "reasoning_gym", config.dataset), taken)
         if not train:
-            raise ValueError(f"{config.dataset} with {config.config} has no more than {len(heldout)} problems")
+            raise DataError(f"{config.dataset} with {config.config} has no more than {len(heldout)} problems")
         return (*train, *(dataclasses.replace(p, split="heldout") for p in heldout))
 
     def more(category: str | None, level: float | None, n: int, seed: int) -> list[Problem]:
@@ -88,15 +88,15 @@ def _dataset(config: ReasoningGym, seed: int, size: int) -> Any:
     from reasoning_gym.factory import DATASETS, create_dataset
 
     if config.dataset not in DATASETS:
-        raise ValueError(f"Reasoning Gym has no data set {config.dataset!r}{did_you_mean(config.dataset, DATASETS)}")
+        raise DataError(f"Reasoning Gym has no data set {config.dataset!r}{did_you_mean(config.dataset, DATASETS)}")
     known = [f.name for f in dataclasses.fields(DATASETS[config.dataset][1]) if f.name not in ("seed", "size")]
     for key in config.config:
         if key not in known:
-            raise ValueError(f"the data set {config.dataset!r} has no setting {key!r}{did_you_mean(key, known)}")
+            raise DataError(f"the data set {config.dataset!r} has no setting {key!r}{did_you_mean(key, known)}")
     try:
         return create_dataset(config.dataset, seed=seed, size=size, **config.config)
     except Exception as error:
-        raise ValueError(f"the data set {config.dataset!r} refuses {config.config}: {error}") from error
+        raise DataError(f"the data set {config.dataset!r} refuses {config.config}: {error}") from error
 
 
 def _draw(
@@ -161,7 +161,7 @@ def _score(config: ReasoningGym, make: Callable[[int, int], Any], problem: Probl
     entries = make(source["seed"], source["size"])
     entry = entries[source["index"]]
     if _prompt(config, entry) != problem.prompt:
-        raise ValueError("Reasoning Gym now generates another problem here: its version is not the one that made this")
+        raise DataError("Reasoning Gym now generates another problem here: its version is not the one that made this")
     if _evaluates(type(entries).__module__) and answer != entry["answer"] and not harmless(answer):
         return Score(
             subject_id=0, verdict="fail", value=0.0, answer=answer, reason="more than values and arithmetic: not scored"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lake_content import content
 
 from strop.core.recipe import load
 from strop.core.round import run_loop
@@ -14,10 +15,6 @@ from strop.storage.errors import LakeError, RecipeError, StageError
 from strop.storage.lake import open_lake
 from strop.storage.locks import run_lock
 from strop.storage.tables import Decision, Example, Metric, PluginState, Policy, Problem, Rollout, Score, StageRun
-
-sys.path.insert(0, str(Path(__file__).parent))
-from lake_content import content
-
 
 SHUFFLED = Path(__file__).parents[2] / "benchmarks" / "shuffled.py"
 
@@ -136,6 +133,17 @@ def test_a_finished_run_goes_on_with_more_rounds_and_keeps_what_it_has(smoke, tm
     assert summary.rounds == recipe.rounds + 1
     with open_lake(copy, read_only=True) as lake:
         assert len(lake.rows(Policy)) == recipe.rounds + 2
+
+
+def test_a_checkpoint_that_was_changed_meanwhile_is_never_used(smoke, tmp_path):
+    copy = tmp_path / "lake"
+    shutil.copytree(smoke.lake, copy)
+    weights = copy / "policies" / smoke.summary.champion_hash[:16] / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(LakeError, match="is not what was stored"):
+        run_loop(load("smoke"), lake=copy, run_id="smoke", rounds=load("smoke").rounds + 1)
 
 
 def test_another_recipe_under_the_same_run_id_is_refused_with_the_difference(smoke):

@@ -179,3 +179,58 @@ def test_two_verifiers_both_examine_the_held_out_problems(recipe_file):
     assert labels[2:4] == ["verify.answer", "verify.strict"]
     assert "heldout.verify.answer" in labels
     assert "heldout.verify.strict" in labels
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("tasks: [chain_arithmetic]", "tasks: [chain_arithmetic, chain_arithmetic]"), "two tasks are called"),
+        (("- gate: boot", "- gate: {use: bootstrap_better, as: a}\n  - gate: boot"), "one `gate` a round"),
+        (("  - build: rft\n", "  - evaluate: {use: diversity, as: d}\n  - build: rft\n"), "put `train` before"),
+        (("  - train: {objective: {use: dpo, beta: 0.2}, lr: 1.0e-3}\n", "  - train: 3\n"), "name the objective"),
+        (("- verify: answer", "- verify: {use: answer, as: a/b}"), r"mine\.yaml:9: `as` is a name"),
+        (("rounds: 2", "rounds: !two 2"), r"mine\.yaml:2: not a value a recipe can hold"),
+        (("engine: hf", "engine: {use: scripted, rules: [{replies: [a]}]}"), "'match' is required: Regular"),
+        (
+            ("engine: hf", "engine: {use: scripted, rules: [{match: a, replies: [a], rply: b}]}"),
+            "'rply'; there is: match, replies",
+        ),
+        (("lr: 1.0e-3", "lora: {rank: 3}"), r"unknown key 'rank'; there is: alpha, dropout, merge, r"),
+    ],
+)
+def test_a_recipe_the_loop_could_not_run_is_refused(recipe_file, change, message):
+    text = GOOD.replace(*change)
+    assert text != GOOD
+    with pytest.raises((RecipeError, PluginError), match=message):
+        load(recipe_file(text))
+
+
+@pytest.mark.parametrize("broken", ["tasks: 5", "tasks: [5]", "round: 5", "round: [5]"])
+def test_set_on_a_broken_recipe_says_what_is_broken(recipe_file, broken):
+    key = broken.split(":")[0]
+    text = GOOD[: GOOD.index("round:")] if key == "round" else GOOD.replace("tasks: [chain_arithmetic]\n", "")
+    with pytest.raises(RecipeError):
+        load(recipe_file(text + broken + "\n"), overrides=["task.train=3"])
+
+
+def test_a_held_out_generator_without_n_gets_no_n(tmp_path, recipe_file):
+    (tmp_path / "ask.py").write_text(
+        '"""Asks."""\n'
+        "from strop.core.plugin import Config, stage\n"
+        "class Ask(Config):\n"
+        '    """Settings."""\n'
+        '@stage("generate")\n'
+        "def ask(config: Ask, *, plan):\n"
+        "    return []\n"
+    )
+    recipe = load(recipe_file(GOOD + "heldout: {use: ./ask.py:ask}\n"))
+    assert next(step for step in recipe.round if step.label == "heldout").plugin.name == "ask"
+
+
+def test_a_plugin_of_ones_own_in_place_of_a_built_in_one_makes_another_run(tmp_path, recipe_file):
+    from strop.plugins.verify import answer
+
+    (tmp_path / "answer.py").write_text(Path(answer.__file__).read_text())
+    built_in = default_run_id(load(recipe_file()))
+    own = load(recipe_file(GOOD.replace("- verify: answer", "- verify: ./answer.py:answer")))
+    assert default_run_id(own) != built_in

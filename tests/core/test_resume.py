@@ -5,11 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from lake_content import content
 
 from strop.core.recipe import load
-
-sys.path.insert(0, str(Path(__file__).parent))
-from lake_content import content
 
 DRIVER = Path(__file__).parent / "kill_driver.py"
 POINTS = [
