@@ -154,7 +154,7 @@ STAGES: dict[str, Contract] = {
             "New problems, with their parents. They can be selected from the next round on.",
             {
                 "problems": "list[Problem]: active training problems",
-                "heldout_keys": "frozenset[str]: `problem_key` of every held-out problem; one of these is stored as rejected",
+                "heldout_keys": "frozenset[str]: `problem_key` of every held-out problem; these are rejected",
                 "pass_rates": "dict[int, PassRate]: this round included",
                 "tasks": "dict[str, Task]: the recipe's tasks by label",
                 "rollouts": "list[Rollout]: this round's",
