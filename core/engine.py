@@ -8,8 +8,7 @@ the first token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Protocol
 
 Progress = Callable[[int, int], None]
@@ -84,12 +83,3 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the memory the policy holds."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """What a worker needs to build an engine: plugin, its config as a mapping, and where the policy lies."""
-
-    plugin: str
-    config: dict[str, object] = field(default_factory=dict)
-    directory: Path | None = None

@@ -9,7 +9,7 @@ from strop.core.execute import Call, execute, ref
 from strop.core.finish import Stamp
 from strop.core.recipe import load
 from strop.storage.errors import PluginError, StageError
-from strop.storage.tables import BY_NAME, Rollout
+from strop.storage.tables import Rollout
 
 PLUGIN = '''
 """A filter."""
@@ -26,22 +26,27 @@ def it(config: Nothing, *, rollouts{state}):
 
 
 def called(folder: Path, body: str, state: str = ""):
-    path = folder / f"{abs(hash(body))}.py"
+    path = folder / "mine.py"  # the folder is the test's own
     path.write_text(PLUGIN.format(body=body, state=state))
     found = module.registry.find("filter", f"{path}:it", folder=folder)
-    step = load("smoke").round[3]
     here = module.PluginRef("filter", f"{found.origin}:it", folder, {}, "it")
-    assert step.kind == "filter"
     data = {"rollouts": [Rollout(rollout_id=5, problem_id=1, completion="")], "state": None}
     return execute(Call(here, Stamp("run", 1, 7, "it"), data, folder / "out"), lambda report: None)
 
 
-def test_rows_and_state_come_out_of_a_list_a_generator_or_returned(tmp_path):
-    assert called(tmp_path, "return [Decision(subject_id=5, keep=True)]").counts == {"decisions": 1}
-    assert called(tmp_path, "yield Decision(subject_id=5, keep=True)").counts == {"decisions": 1}
-    both = called(tmp_path, "return Returned((Decision(subject_id=5, keep=True),), {'a': 1})", ", state")
-    assert (both.counts, both.state) == ({"decisions": 1}, {"a": 1})
-    assert called(tmp_path, "return []").files == {}
+@pytest.mark.parametrize(
+    ("body", "rows", "state"),
+    [
+        ("return [Decision(subject_id=5, keep=True)]", 1, None),
+        ("yield Decision(subject_id=5, keep=True)", 1, None),
+        ("return Returned((Decision(subject_id=5, keep=True),), {'a': 1})", 1, {"a": 1}),
+        ("return []", 0, None),
+    ],
+)
+def test_rows_and_state_come_out_of_a_list_a_generator_or_returned(tmp_path, body, rows, state):
+    made = called(tmp_path, body, ", state")
+    assert (made.counts, made.state) == ({"decisions": rows}, state)
+    assert bool(made.files) == bool(rows)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,11 @@ def test_rows_and_state_come_out_of_a_list_a_generator_or_returned(tmp_path):
         ("return {}", PluginError, r"must return a list of Decision, it returned dict"),
         ("return Returned([], {})", PluginError, r"returned state and does not ask for it; name `state`"),
         ("return [Problem(prompt='')]", PluginError, r"returned a Problem; it may return Decision"),
-        ("return [Decision(subject_id='x', keep=True)]", PluginError, r"returned a Decision for rollout x|wrong value"),
+        (
+            "return [Decision(subject_id='x', keep=True)]",
+            PluginError,
+            r"returned a Decision for rollout x|returned a wrong value: decisions\.subject_id",
+        ),
         ("return [Decision(subject_id=5, keep=3.5)]", PluginError, r"returned a wrong value: decisions\.keep must be"),
         ("return [1 / 0]", StageError, r"filter plugin 'it' failed: ZeroDivisionError: division by zero"),
         ("yield 1 / 0", StageError, r"filter plugin 'it' failed: ZeroDivisionError"),
@@ -83,4 +92,3 @@ def test_a_built_in_plugin_travels_by_name_and_a_local_one_by_its_file(tmp_path)
     there = ref(step, tmp_path)
     assert (there.stage, there.use, there.settings["problems"]) == ("select", step.plugin.name, step.config.problems)
     assert there.load()[1] == step.config
-    assert BY_NAME

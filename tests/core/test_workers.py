@@ -119,3 +119,11 @@ def test_kill_9_of_the_parent_ends_the_workers(tmp_path):
         assert alive(worker)
         parent.kill()
     assert gone(worker)
+
+
+def test_a_worker_killed_while_it_had_nothing_to_do_is_replaced(workers):
+    [(_, first)] = workers.run(pid, [0])
+    os.kill(first, signal.SIGKILL)
+    workers._workers[0].process.join(5)
+    [(_, second)] = workers.run(pid, [0])
+    assert second != first
