@@ -11,7 +11,7 @@ import datetime
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised by every change of a table; a lake with a higher one is refused (see `lake.open_lake`)."""
 
 
@@ -54,6 +54,10 @@ class Run(Row):
     strop_version: Annotated[str, _col("VARCHAR", "version of Strop that started the run")]
     code_version: Annotated[str | None, _col("VARCHAR", "git commit of Strop's source, where there is one")] = None
     created_at: Annotated[datetime.datetime | None, _col("TIMESTAMPTZ", "when the run was started")] = None
+    parent_run_id: Annotated[str | None, _col("VARCHAR", "the run it re-uses, where it is a rerun")] = None
+    sources_json: Annotated[
+        str | None, _col("VARCHAR", "a rerun: which rounds of which runs it re-uses, as JSON; an import: what it read")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,9 @@ class StageRun(Row):
     started_at: Annotated[datetime.datetime | None, _col("TIMESTAMPTZ", "when the work began")] = None
     seconds: Annotated[float | None, _col("DOUBLE", "wall time of the work, in seconds")] = None
     host: Annotated[str | None, _col("VARCHAR", "machine that did it")] = None
+    reuses: Annotated[
+        int | None, _col("BIGINT", "stage run whose rows stand for this one's, in a rerun; null = it did the work")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +173,7 @@ class Rollout(Row):
     latency_s: Annotated[float | None, _col("DOUBLE", "seconds of the request, where the engine has one each")] = None
     parent_rollout_id: Annotated[int | None, _col("BIGINT", "rollout it continues or refines")] = None
     branch_step: Annotated[int | None, _col("INTEGER", "step of the parent after which it branches")] = None
+    detail: Annotated[str | None, _col("VARCHAR", "anything else, as JSON: what an import had no column for")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +195,9 @@ class Score(Row):
     answer: Annotated[str | None, _col("VARCHAR", "the answer extracted from the completion")] = None
     reason: Annotated[str | None, _col("VARCHAR", "why, in words")] = None
     detail: Annotated[str | None, _col("VARCHAR", "anything else, as JSON")] = None
+    supersedes: Annotated[int | None, _col("BIGINT", "score this one replaces: an error that was verified again")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
