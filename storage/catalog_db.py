@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from strop.storage.errors import CatalogError, LakeError
-from strop.storage.place import Place
+from strop.storage.place import Place, no_lake
 
 if TYPE_CHECKING:
     import psycopg
@@ -69,10 +69,7 @@ class _Sqlite:
 def _sqlite(place: Place, *, write: bool) -> Iterator[CatalogDb]:
     path = place.sqlite
     if not path.is_file():
-        raise LakeError(
-            f"there is no lake in {place} (no catalog.sqlite); `strop run --lake {place}` makes one, "
-            f"and `--lake <folder>` names another"
-        )
+        raise no_lake(place)
     try:
         connection = _open(place, ("mode=rw",) if write else ("mode=ro", "mode=ro&immutable=1"))
         try:
@@ -112,7 +109,7 @@ class _Postgres:
 
 @contextlib.contextmanager
 def _postgres(place: Place, *, write: bool) -> Iterator[CatalogDb]:
-    from strop.storage.postgres import psycopg_or_advice, session
+    from strop.storage.postgres import psycopg_or_advice, said, session
 
     psycopg = psycopg_or_advice(place)
     try:
@@ -128,7 +125,7 @@ def _postgres(place: Place, *, write: bool) -> Iterator[CatalogDb]:
         ) from error
     except psycopg.Error as error:
         raise CatalogError(
-            f"cannot {'write' if write else 'read'} the catalog {place.catalog}: {str(error).strip()}"
+            f"cannot {'write' if write else 'read'} the catalog {place.catalog}: {said(error)}"
         ) from error
 
 

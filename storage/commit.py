@@ -21,11 +21,12 @@ from pathlib import Path
 
 import duckdb
 
-from strop.storage.durable import discard, fsync, make_folder
+from strop.storage.data_files import DataFiles, data_files
 from strop.storage.errors import LakeError, did_you_mean
 from strop.storage.extensions import quoted
 from strop.storage.ids import digest
-from strop.storage.parquet import write_rows
+from strop.storage.parquet import to_bytes
+from strop.storage.place import Place
 from strop.storage.tables import BY_NAME, Row, StageRun
 from strop.storage.upkeep import synced
 
@@ -57,25 +58,26 @@ def check(commit: Commit) -> None:
                 raise LakeError(f"table {table!r} takes {BY_NAME[table].__name__} rows, got {type(row).__name__}")
 
 
-def commit_locked(connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit) -> int | None:
+def commit_locked(connection: duckdb.DuckDBPyConnection, place: Place, commit: Commit) -> int | None:
     """Make the commit; the caller holds the lock. None when the key was there already.
 
     After any failure the transaction is rolled back and what was put below `data/` is removed.
     """
-    placed: list[Path] = []
+    files = data_files(place)
+    placed: list[str] = []
     connection.execute("BEGIN")
     try:
         if _is_there(connection, commit.stage_run.key):
             connection.execute("ROLLBACK")
             return None
-        _place(connection, root, commit, placed)
-        _update_policies(connection, root, commit.policy_status)
+        _place(connection, files, commit, placed)
+        _update_policies(connection, place, commit.policy_status)
         _sign(connection, commit)
     except BaseException:
         _roll_back(connection)
-        discard(placed)
+        files.delete(placed)
         raise
-    return _finish(connection, commit.stage_run.key, placed)
+    return _finish(connection, files, commit.stage_run.key, placed)
 
 
 def _is_there(connection: duckdb.DuckDBPyConnection, key: str) -> bool:
@@ -83,36 +85,34 @@ def _is_there(connection: duckdb.DuckDBPyConnection, key: str) -> bool:
     return found is not None and found[0] > 0
 
 
-def _place(connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit, placed: list[Path]) -> None:
-    """Rename the workers' files to where they stay, write the rows beside them and register both."""
+def _place(connection: duckdb.DuckDBPyConnection, files: DataFiles, commit: Commit, placed: list[str]) -> None:
+    """Put the workers' files where they stay, the rows as files beside them, and register both."""
     rows = {table: members for table, members in commit.rows.items() if members}
     rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
+    sources: dict[str, dict[str, Path | bytes]] = {}
     for table in {**commit.files, **rows}:
-        targets: list[Path] = []
-        for path in commit.files.get(table, ()):
-            targets.append(target_of(root, table, commit.stage_run, len(targets)))
-            make_folder(targets[-1].parent)
-            path.replace(targets[-1])
-            placed.append(targets[-1])
-        for folder in {path.parent for path in targets}:
-            fsync(folder)
+        found: list[Path | bytes] = [*commit.files.get(table, ())]
         if table in rows:
-            targets.append(target_of(root, table, commit.stage_run, len(targets)))
-            placed.append(write_rows(targets[-1], BY_NAME[table], rows[table]))
-        if targets:
-            connection.execute(REGISTER.format(table=quoted(table)), [[str(path) for path in targets]])
+            found.append(to_bytes(BY_NAME[table], rows[table]))
+        names = [files.at(name_of(table, commit.stage_run, index)) for index in range(len(found))]
+        if found:
+            sources[table] = dict(zip(names, found, strict=True))
+            placed += names
+    files.put({location: source for members in sources.values() for location, source in members.items()})
+    for table, members in sources.items():
+        connection.execute(REGISTER.format(table=quoted(table)), [list(members)])
 
 
-def target_of(root: Path, table: str, stage_run: StageRun, index: int) -> Path:
+def name_of(table: str, stage_run: StageRun, index: int) -> str:
     """Where the index-th file of a table of a shard stays: the same on every retry."""
     run, stage = (re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in (stage_run.run_id, stage_run.stage))
     name = f"{stage}-{stage_run.shard}-{digest(stage_run.key, size=8)}-{index}.parquet"
-    return root / "data" / "main" / table / (run or "_") / f"r{stage_run.round}" / name
+    return f"data/main/{table}/{run or '_'}/r{stage_run.round}/{name}"
 
 
-def _update_policies(connection: duckdb.DuckDBPyConnection, root: Path, policy_status: Mapping[int, str]) -> None:
+def _update_policies(connection: duckdb.DuckDBPyConnection, place: Place, policy_status: Mapping[int, str]) -> None:
     """Set the status of policies; DuckDB writes the new versions of their rows itself."""
-    with synced(root, "policies"):
+    with synced(place, "policies"):
         for policy_id, status in policy_status.items():
             changed = connection.execute(SET_STATUS, [status, policy_id]).fetchone()
             if changed is None or changed[0] != 1:
@@ -130,7 +130,7 @@ def _sign(connection: duckdb.DuckDBPyConnection, commit: Commit) -> None:
     )
 
 
-def _finish(connection: duckdb.DuckDBPyConnection, key: str, placed: Sequence[Path]) -> int:
+def _finish(connection: duckdb.DuckDBPyConnection, files: DataFiles, key: str, placed: Sequence[str]) -> int:
     """COMMIT. When it fails nobody knows on which side, so the files go only if the key turns out to be absent."""
     try:
         connection.execute("COMMIT")
@@ -139,7 +139,7 @@ def _finish(connection: duckdb.DuckDBPyConnection, key: str, placed: Sequence[Pa
         if _is_there(connection, key):  # else the files stay when even this look-up fails: an orphan is harmless
             snapshot = connection.execute(LAST_SNAPSHOT).fetchone()
             return int(snapshot[0]) if snapshot else -1
-        discard(placed)
+        files.delete(placed)
         raise
     found = connection.execute(LAST_SNAPSHOT).fetchone()
     assert found is not None  # a transaction was committed above

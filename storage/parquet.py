@@ -68,17 +68,8 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
     """Likewise for an Arrow table that has the schema of `row`."""
     make_folder(path.parent)
     fresh = path.with_name(f".{path.name}.writing")
-    dictionary, split = _encodings(row)
     try:
-        pq.write_table(
-            table,
-            fresh,
-            compression="zstd",
-            compression_level=3,
-            row_group_size=8192,
-            use_dictionary=dictionary,
-            column_encoding=split,
-        )
+        _encode(table, row, fresh)
         fsync(fresh)
         fresh.replace(path)
     except BaseException:
@@ -86,6 +77,26 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
         raise
     fsync(path.parent)
     return path
+
+
+def to_bytes(row: type[R], rows: Sequence[R]) -> bytes:
+    """The content of such a file, for few rows."""
+    sink = pa.BufferOutputStream()
+    _encode(to_arrow(row, rows), row, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _encode(table: pa.Table, row: type[Row], sink: Path | pa.NativeFile) -> None:
+    dictionary, split = _encodings(row)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=8192,
+        use_dictionary=dictionary,
+        column_encoding=split,
+    )
 
 
 def _encodings(row: type[Row]) -> tuple[list[str], dict[str, str]]:

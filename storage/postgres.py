@@ -85,7 +85,7 @@ def connect(place: Place) -> Session:
         return made
     except psycopg.Error as error:
         raise CatalogError(
-            f"cannot reach the catalog {place.catalog} of the lake {place}: {str(error).strip()}. Check that the "
+            f"cannot reach the catalog {place.catalog} of the lake {place}: {said(error)}. Check that the "
             "server runs and lets you in (PGPASSWORD or ~/.pgpass holds the password)"
         ) from error
 
@@ -100,6 +100,11 @@ def psycopg_or_advice(place: Place) -> ModuleType:
             "pip install 'strop[remote]'"
         ) from error
     return psycopg
+
+
+def said(error: Exception) -> str:
+    """A database's message on one line, without its last full stop."""
+    return " ".join(str(error).split()).rstrip(".?")
 
 
 @atexit.register
