@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from strop.flows import cli_lake, cli_plugins, cli_project, cli_remote, cli_run, cli_server
+from strop.flows import cli_lake, cli_lineage, cli_plugins, cli_project, cli_remote, cli_run, cli_server
 from strop.flows.output import say
 from strop.storage.errors import PluginError, RecipeError, StropError
 
@@ -52,7 +52,8 @@ for _name, _command in (
     ("validate", cli_run.validate),
     ("status", cli_lake.status),
     ("sql", cli_lake.sql),
-    ("lineage", cli_lake.lineage),
+    ("lineage", cli_lineage.lineage),
+    ("explain", cli_lineage.explain),
     ("show", cli_lake.show),
     ("init", cli_project.init),
     ("doctor", cli_project.doctor),

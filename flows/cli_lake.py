@@ -1,4 +1,4 @@
-"""`strop status | sql | lineage | show`: what the lake knows."""
+"""`strop status | sql | show`: what the lake knows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ from strop.storage.errors import LakeError, StropError, did_you_mean
 
 if TYPE_CHECKING:
     from strop.flows.runs import RunState
-    from strop.storage.nodes import Node
-
-ONLY_JSON = frozenset({"key", "path", "content_hash", "recipe_hash", "code_version", "started_at", "problem_key"})
-"""Facts of a lineage that would bury the tree; `--format json` and `strop show` have them."""
 
 Form = Annotated[str, typer.Option("--format", help="table, json or csv.")]
 
@@ -110,30 +106,6 @@ def sql(
     output.rows(result.columns, result.rows, form)
 
 
-def lineage(
-    name: Annotated[str, typer.Argument(help="Id of any row, a run, or name or hash of a policy.", metavar="ID")],
-    lake: options.Lake = options.LAKE,
-    form: Annotated[str, typer.Option("--format", help="tree or json.")] = "tree",
-) -> None:
-    """Tell what made a row, and what it made.
-
-    Walks both ways between policy, example, rollout, problem, verifier and seed.
-    """
-    import dataclasses
-
-    from strop.storage.console import open_console
-    from strop.storage.lineage import trace
-
-    check_form(form, ("tree", "json"))
-    with open_console(lake) as console:
-        found = trace(console, name)
-    if form == "json":
-        print(output.as_json(dataclasses.asdict(found)))
-        return
-    print(f"made from\n{tree(found.up)}")
-    print(f"\nled to\n{tree(found.down)}")
-
-
 def show(
     name: Annotated[str, typer.Argument(help="Id of a rollout, problem, policy or any other row.", metavar="ID")],
     lake: options.Lake = options.LAKE,
@@ -203,21 +175,6 @@ def _said(console: Any, number: int) -> list[dict[str, Any]]:
         f"FROM decisions WHERE subject_id = {number}"
     )
     return [{"what": w, "verdict": v, "reason": r} for w, v, r in [*scores.rows, *decisions.rows]]
-
-
-def tree(node: Node, prefix: str = "", *, last: bool = True, root: bool = True) -> str:
-    """The lineage as an indented tree, one row a line."""
-    facts = ", ".join(f"{k} {output.cell(v)}" for k, v in node.facts.items() if k not in ONLY_JSON)
-    relation = f"{node.relation} " if node.relation else ""
-    id = f" {node.id}" if node.id and node.id not in node.label else ""
-    head = f"{relation}{node.kind}{id}: {output.cell(node.label)}" + (f"  ({facts})" if facts else "")
-    lines = [head if root else f"{prefix}{'└─ ' if last else '├─ '}{head}"]
-    inner = "" if root else prefix + ("   " if last else "│  ")
-    for i, child in enumerate(node.children):
-        lines.append(tree(child, inner, last=i == len(node.children) - 1 and not node.more, root=False))
-    if node.more:
-        lines.append(f"{inner}└─ ... and {node.more} more")
-    return "\n".join(lines)
 
 
 def _indented(text: str) -> str:

@@ -25,8 +25,9 @@ from strop.storage import gate
 from strop.storage.catalog import Catalog, read_catalog
 from strop.storage.errors import LakeError
 from strop.storage.place import Place, place_of
+from strop.storage.ready_views import READY
 from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
-from strop.storage.views import READY, literal, view_sql
+from strop.storage.views import literal, view_sql
 
 TIMEOUT_S = 300.0
 
