@@ -103,7 +103,7 @@ def test_a_transaction_of_the_catalog_is_seen_whole_after_it_or_not_at_all(place
             assert reader.execute(COUNT, {"key": "k:1"})[0]["n"] == 0
     with pytest.raises(ZeroDivisionError):
         fail_after(place, DELETE, ZeroDivisionError())
-    with pytest.raises(CatalogError, match="cannot write the catalog .*no_such_column"):
+    with pytest.raises(CatalogError, match=r"cannot write the catalog .*no_such_column"):
         fail_after(place, DELETE, "SELECT no_such_column FROM ducklake_snapshot")
     with open_catalog_db(place, write=False) as db:
         found = db.execute(READ, {"key": "k:1"})
