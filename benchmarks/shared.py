@@ -1,7 +1,7 @@
 """A commit and a query on each kind of lake, side by side: PYTHONPATH=tests:tests/storage python benchmarks/shared.py
 
-PostgreSQL (flushing to the disk) and moto's S3 run on loopback, so the network's time is missing: add it by the round
-trips that docs/remote.md counts. The kinds take turns; what is printed is the median and the minimum in milliseconds.
+PostgreSQL (flushing to the disk) and moto's S3 run on loopback: no network, but a store that takes 4 ms of CPU for each
+request. The kinds take turns, so that a busy machine slows all of them; printed are milliseconds.
 """
 
 from __future__ import annotations
