@@ -83,7 +83,7 @@ def to_bytes(row: type[R], rows: Sequence[R]) -> bytes:
     """The content of such a file, for few rows."""
     sink = pa.BufferOutputStream()
     _encode(to_arrow(row, rows), row, sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def _encode(table: pa.Table, row: type[Row], sink: Path | pa.NativeFile) -> None:
