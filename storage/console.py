@@ -168,6 +168,7 @@ def _lock_down(connection: duckdb.DuckDBPyConnection, place: Place, catalog: Cat
     if memory_gb is None:
         memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**31
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET parquet_metadata_cache = true")  # a lineage reads the same files many times
     connection.execute(f"SET memory_limit = '{max(memory_gb, 0.1):.2f}GB'")
     connection.execute("SET temp_directory = ''")
     connection.execute(f"SET allowed_paths = [{', '.join(map(literal, paths))}]")

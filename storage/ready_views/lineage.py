@@ -6,6 +6,9 @@ from strop.storage.kinds import KINDS
 from strop.storage.links import LINKS
 from strop.storage.ready_views.view import Query, ReadyView, columns
 
+# No MATERIALIZED here, although a recursion would gain by it: with a materialized CTE inside a view DuckDB 1.5 reads
+# every column of the tables that a query joins to it, and the texts of a million rollouts cost more than the rescans.
+
 DEEPEST = 1000
 """Generations of problems followed; a circle of parents ends there."""
 
@@ -21,15 +24,15 @@ V_ANCESTORS = ReadyView(
         distance=("INTEGER", "trainings between them; 0 = the policy itself, 1 = the policy it started from"),
     ),
     """
-WITH RECURSIVE p AS MATERIALIZED (SELECT policy_id, name, parent_policy_id FROM policies),
-chain AS (
-  SELECT policy_id, policy_id AS ancestor_id, [policy_id] AS path FROM p
+WITH RECURSIVE chain AS (
+  SELECT policy_id, name AS policy, policy_id AS ancestor_id, name AS ancestor, parent_policy_id AS next,
+    [policy_id] AS met
+  FROM policies
   UNION ALL
-  SELECT chain.policy_id, p.parent_policy_id, list_append(path, p.parent_policy_id)
-  FROM chain JOIN p ON p.policy_id = chain.ancestor_id
-  WHERE p.parent_policy_id <> 0 AND NOT list_contains(path, p.parent_policy_id))
-SELECT chain.policy_id, p.name AS policy, chain.ancestor_id, a.name AS ancestor, len(path)::INTEGER - 1 AS distance
-FROM chain JOIN p USING (policy_id) LEFT JOIN p a ON a.policy_id = chain.ancestor_id""",
+  SELECT chain.policy_id, chain.policy, p.policy_id, p.name, p.parent_policy_id, list_append(chain.met, p.policy_id)
+  FROM chain JOIN policies p ON p.policy_id = chain.next
+  WHERE NOT list_contains(chain.met, p.policy_id))
+SELECT policy_id, policy, ancestor_id, ancestor, len(met)::INTEGER - 1 AS distance FROM chain""",
     (
         Query(
             "Which checkpoints did each champion go through?",
@@ -49,7 +52,7 @@ V_PROBLEM_PARENTS = ReadyView(
         distance=("INTEGER", "generations between them; 1 = a parent"),
     ),
     f"""
-WITH RECURSIVE p AS MATERIALIZED (
+WITH RECURSIVE p AS NOT MATERIALIZED (
   SELECT problem_id, unnest(parents) AS parent_id FROM problems WHERE len(parents) > 0),
 chain AS (
   SELECT problem_id, parent_id AS ancestor_id, 1 AS distance FROM p

@@ -173,7 +173,7 @@ V_TREES = ReadyView(
         finish_reason=("VARCHAR", "'stop', 'length' or 'error'"),
     ),
     """
-WITH RECURSIVE edges AS MATERIALIZED (
+WITH RECURSIVE edges AS NOT MATERIALIZED (
   SELECT parent_rollout_id AS parent_id, rollout_id FROM rollouts WHERE parent_rollout_id IS NOT NULL),
 nodes AS (
   SELECT DISTINCT parent_id AS root_id, parent_id AS rollout_id, 0 AS depth FROM edges
