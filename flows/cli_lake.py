@@ -1,4 +1,4 @@
-"""`strop status | sql | lineage | show`: what the lake knows."""
+"""`strop status | lineage | show`: what the lake knows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 ONLY_JSON = frozenset({"key", "path", "content_hash", "recipe_hash", "code_version", "started_at", "problem_key"})
 """Facts of a lineage that would bury the tree; `--format json` and `strop show` have them."""
 
-Form = Annotated[str, typer.Option("--format", help="table, json or csv.")]
-
 
 def status(
     run_id: Annotated[Optional[str], typer.Argument(help="Only this run, with its rounds.")] = None,  # noqa: UP045
     lake: options.Lake = options.LAKE,
+    when: options.AsOf = None,
+    run: options.OfRun = None,
     json: options.Json = False,
 ) -> None:
     """List the runs of the lake.
@@ -31,7 +31,7 @@ def status(
     """
     from strop.flows import report, runs
 
-    found = runs.states(lake)
+    found = runs.states(lake, snapshot=options.snapshot(lake, when, run or (run_id if when else None)))
     if run_id is not None:
         by_id = {state.run_id: state for state in found}
         if run_id not in by_id:
@@ -93,26 +93,11 @@ def _plain(state: RunState) -> dict[str, Any]:
     }
 
 
-def sql(
-    query: Annotated[str, typer.Argument(help="One SELECT over the lake's tables.", metavar="SELECT")],
-    lake: options.Lake = options.LAKE,
-    form: Form = "table",
-) -> None:
-    """Ask the lake in SQL.
-
-    Only reads, sees one snapshot, and never waits for a run that writes.
-    """
-    from strop.storage.console import open_console
-
-    check_form(form, output.FORMATS)
-    with open_console(lake) as console:
-        result = console.query(query)
-    output.rows(result.columns, result.rows, form)
-
-
 def lineage(
     name: Annotated[str, typer.Argument(help="Id of any row, a run, or name or hash of a policy.", metavar="ID")],
     lake: options.Lake = options.LAKE,
+    when: options.AsOf = None,
+    run: options.OfRun = None,
     form: Annotated[str, typer.Option("--format", help="tree or json.")] = "tree",
 ) -> None:
     """Tell what made a row, and what it made.
@@ -125,7 +110,7 @@ def lineage(
     from strop.storage.lineage import trace
 
     check_form(form, ("tree", "json"))
-    with open_console(lake) as console:
+    with open_console(lake, snapshot=options.snapshot(lake, when, run)) as console:
         found = trace(console, name)
     if form == "json":
         print(output.as_json(dataclasses.asdict(found)))
@@ -137,6 +122,8 @@ def lineage(
 def show(
     name: Annotated[str, typer.Argument(help="Id of a rollout, problem, policy or any other row.", metavar="ID")],
     lake: options.Lake = options.LAKE,
+    when: options.AsOf = None,
+    run: options.OfRun = None,
     json: options.Json = False,
 ) -> None:
     """Print one row of the lake.
@@ -145,7 +132,7 @@ def show(
     """
     from strop.storage.console import open_console
 
-    with open_console(lake) as console:
+    with open_console(lake, snapshot=options.snapshot(lake, when, run)) as console:
         number = find_id(console, name)
         table, row = find_row(console, number, lake)
         said = _said(console, number)

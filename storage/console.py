@@ -66,6 +66,13 @@ class Stream:
         described = connection.description or []
         self.columns = [str(column[0]) for column in described]
         self.types = [str(column[1]) for column in described]
+        self.fetched = 0
+        """Rows so far."""
+
+    @property
+    def seconds(self) -> float:
+        """What the query has taken so far, without who reads its rows."""
+        return self._patience.spent_s
 
     def batches(self, rows: int = BATCH) -> Iterator[list[tuple[Any, ...]]]:
         """Lists of at most `rows` rows, of values that JSON knows (and datetimes)."""
@@ -74,6 +81,7 @@ class Stream:
                 found = self._connection.fetchmany(rows)
             if not found:
                 return
+            self.fetched += len(found)
             yield _plain(found, self.types)
 
     def arrow(self, rows: int = ARROW_BATCH) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -88,6 +96,7 @@ class Stream:
                 batch = next(reader, None)
             if batch is None:
                 return
+            self.fetched += batch.num_rows
             yield batch
 
 
@@ -124,7 +133,7 @@ class Console:
     @contextlib.contextmanager
     def _running(self, sql: str, patience: Patience, timeout_s: float) -> Iterator[Stream]:
         self._prepare(sql)
-        # a wall of its own: in such a transaction DuckDB refuses to create, change or drop anything but temporary things
+        # a wall of its own: in such a transaction DuckDB creates, changes and drops nothing but temporary things
         self._connection.execute("BEGIN TRANSACTION READ ONLY")
         try:
             with patience.spending():
@@ -135,7 +144,8 @@ class Console:
                 raise LakeError("the query was cancelled") from error
             raise LakeError(f"the query took longer than {timeout_s:g} s: narrow it by run_id and round") from error
         except (duckdb.OutOfMemoryException, MemoryError) as error:
-            raise LakeError(f"the query needs too much memory: narrow it, or select fewer columns ({error})") from error
+            why = str(error).partition("\n")[0]  # then come settings to change, which nobody can here
+            raise LakeError(f"the query needs too much memory: narrow it, or select fewer columns ({why})") from error
         except duckdb.Error as error:
             raise LakeError(f"the query failed: {error}") from error
         finally:

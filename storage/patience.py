@@ -20,7 +20,8 @@ class Patience:
 
     def __init__(self, seconds: float, interrupt: Callable[[], None], stuck: Callable[[], None] | None) -> None:
         self.is_over = False
-        self._left_s = seconds
+        self.spent_s = 0.0
+        self._seconds = seconds
         self._interrupt = interrupt
         self._stuck = stuck
         self._inside = False
@@ -31,9 +32,10 @@ class Patience:
         if self._inside:
             yield
             return
-        alarms = [threading.Timer(max(self._left_s, 0.0), self._end)]
+        left_s = max(self._seconds - self.spent_s, 0.0)
+        alarms = [threading.Timer(left_s, self._end)]
         if self._stuck is not None:
-            alarms.append(threading.Timer(max(self._left_s, 0.0) + GRACE_S, self._stuck))
+            alarms.append(threading.Timer(left_s + GRACE_S, self._stuck))
         started, self._inside = time.monotonic(), True
         for alarm in alarms:
             alarm.daemon = True
@@ -44,7 +46,7 @@ class Patience:
             for alarm in alarms:
                 alarm.cancel()
             self._inside = False
-            self._left_s -= time.monotonic() - started
+            self.spent_s += time.monotonic() - started
 
     def _end(self) -> None:
         self.is_over = True

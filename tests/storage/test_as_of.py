@@ -120,5 +120,5 @@ def test_a_snapshot_tells_what_made_it(lake: Lake, made: list[int]) -> None:
 
 
 def test_before_its_tables_a_lake_cannot_be_asked(lake: Lake) -> None:
-    with pytest.raises(LakeError, match="at snapshot 0 the lake .* had no tables yet"):
+    with pytest.raises(LakeError, match=r"at snapshot 0 the lake .* had no tables yet"):
         open_console(Path(lake.root), snapshot=0)
