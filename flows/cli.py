@@ -12,7 +12,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from strop.flows import cli_lake, cli_lineage, cli_plugins, cli_project, cli_remote, cli_run, cli_server
+from strop.flows import (
+    cli_diff,
+    cli_lake,
+    cli_lineage,
+    cli_plugins,
+    cli_project,
+    cli_remote,
+    cli_run,
+    cli_server,
+    cli_sql,
+)
 from strop.flows.output import say
 from strop.storage.errors import PluginError, RecipeError, StropError
 
@@ -51,7 +61,9 @@ for _name, _command in (
     ("plan", cli_run.plan),
     ("validate", cli_run.validate),
     ("status", cli_lake.status),
-    ("sql", cli_lake.sql),
+    ("sql", cli_sql.sql),
+    ("snapshots", cli_sql.snapshots),
+    ("diff", cli_diff.diff),
     ("lineage", cli_lineage.lineage),
     ("explain", cli_lineage.explain),
     ("show", cli_lake.show),

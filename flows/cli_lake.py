@@ -1,4 +1,4 @@
-"""`strop status | sql | show`: what the lake knows."""
+"""`strop status | show`: what the lake knows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from strop.storage.errors import LakeError, StropError, did_you_mean
 if TYPE_CHECKING:
     from strop.flows.runs import RunState
 
-Form = Annotated[str, typer.Option("--format", help="table, json or csv.")]
-
 
 def status(
     run_id: Annotated[Optional[str], typer.Argument(help="Only this run, with its rounds.")] = None,  # noqa: UP045
     lake: options.Lake = options.LAKE,
+    when: options.AsOf = None,
+    run: options.OfRun = None,
     json: options.Json = False,
 ) -> None:
     """List the runs of the lake.
@@ -27,7 +27,7 @@ def status(
     """
     from strop.flows import report, runs
 
-    found = runs.states(lake)
+    found = runs.states(lake, snapshot=options.snapshot(lake, when, run or (run_id if when else None)))
     if run_id is not None:
         by_id = {state.run_id: state for state in found}
         if run_id not in by_id:
@@ -89,26 +89,11 @@ def _plain(state: RunState) -> dict[str, Any]:
     }
 
 
-def sql(
-    query: Annotated[str, typer.Argument(help="One SELECT over the lake's tables.", metavar="SELECT")],
-    lake: options.Lake = options.LAKE,
-    form: Form = "table",
-) -> None:
-    """Ask the lake in SQL.
-
-    Only reads, sees one snapshot, and never waits for a run that writes.
-    """
-    from strop.storage.console import open_console
-
-    check_form(form, output.FORMATS)
-    with open_console(lake) as console:
-        result = console.query(query)
-    output.rows(result.columns, result.rows, form)
-
-
 def show(
     name: Annotated[str, typer.Argument(help="Id of a rollout, problem, policy or any other row.", metavar="ID")],
     lake: options.Lake = options.LAKE,
+    when: options.AsOf = None,
+    run: options.OfRun = None,
     json: options.Json = False,
 ) -> None:
     """Print one row of the lake.
@@ -117,7 +102,7 @@ def show(
     """
     from strop.storage.console import open_console
 
-    with open_console(lake) as console:
+    with open_console(lake, snapshot=options.snapshot(lake, when, run)) as console:
         number = find_id(console, name)
         table, row = find_row(console, number, lake)
         said = _said(console, number)

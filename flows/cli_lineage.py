@@ -24,6 +24,8 @@ Id = Annotated[
 def lineage(
     name: Id,
     lake: options.Lake = options.LAKE,
+    when: options.AsOf = None,
+    run: options.OfRun = None,
     up: Annotated[bool, typer.Option("--up", help="Only what it was made from.")] = False,
     down: Annotated[bool, typer.Option("--down", help="Only what it led to.")] = False,
     depth: Annotated[
@@ -42,7 +44,7 @@ def lineage(
     from strop.storage.lineage import trace
 
     check_form(form, FORMS)
-    with open_console(lake) as console:
+    with open_console(lake, snapshot=options.snapshot(lake, when, run)) as console:
         found = trace(console, name, limit=limit, depth=depth, up=up or not down, down=down or not up)
     above, below = found.up, found.down
     if form == "json":
@@ -60,7 +62,13 @@ def lineage(
             print("\n" + lineage_text.tree(title, node))
 
 
-def explain(name: Id, lake: options.Lake = options.LAKE, json: options.Json = False) -> None:
+def explain(
+    name: Id,
+    lake: options.Lake = options.LAKE,
+    when: options.AsOf = None,
+    run: options.OfRun = None,
+    json: options.Json = False,
+) -> None:
     """Say in sentences why a row exists and what came of it.
 
     Every number is read from the lake; what it does not know is not said.
@@ -68,7 +76,7 @@ def explain(name: Id, lake: options.Lake = options.LAKE, json: options.Json = Fa
     from strop.storage.console import open_console
     from strop.storage.explain import explain as explained
 
-    with open_console(lake) as console:
+    with open_console(lake, snapshot=options.snapshot(lake, when, run)) as console:
         told = explained(console, name)
     if json:
         print(output.as_json(dataclasses.asdict(told)))

@@ -90,13 +90,13 @@ class RunState:
         return max(self.rounds, default=0)
 
 
-def states(lake: Path) -> list[RunState]:
-    """Every run of the lake, oldest first. Raises LakeError."""
+def states(lake: Path, *, snapshot: int | None = None) -> list[RunState]:
+    """Every run of the lake, oldest first, as it stood at a snapshot or stands now. Raises LakeError."""
     from strop.storage.console import open_console
 
-    with open_console(lake) as console:
+    with open_console(lake, snapshot=snapshot) as console:
         found = read_states(console)
-    for state in found:
+    for state in found if snapshot is None else ():
         state.driver = driver(lake, state.run_id)
     return found
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from lake_rows import ledger, one_of_each, rollouts
 
-from strop.storage.catalog import read_catalog, snapshot_of
+from strop.storage.as_of import resolve
+from strop.storage.catalog import read_catalog
 from strop.storage.console import open_console
 from strop.storage.data_files import data_files
 from strop.storage.errors import LakeError
@@ -45,7 +46,7 @@ def test_one_machine_reads_what_another_wrote_as_from_a_local_lake(lake: Lake, m
         assert [p.status for p in there.rows(Policy)] == ["retired", "champion"]
         assert there.commit(ledger("a"), rows={"rollouts": rollouts(1)}) is None
         there.commit(ledger("c", round=3), rows={"rollouts": rollouts(1, first=900)})
-        assert here.snapshot() == there.snapshot() == snapshot_of(machines.a, 3)
+        assert here.snapshot() == there.snapshot() == resolve(machines.a, "round=3")
     assert not (machines.a / "data").exists()
     assert not (machines.a / "catalog.sqlite").exists()
 
@@ -53,7 +54,7 @@ def test_one_machine_reads_what_another_wrote_as_from_a_local_lake(lake: Lake, m
 def test_an_old_snapshot_and_lineage_are_read_from_any_machine(machines) -> None:
     with open_lake(machines.a) as here:
         fill(here)
-    before = snapshot_of(machines.b, 1, "t-s0")
+    before = resolve(machines.b, "t-s0@1")
     with open_console(machines.b, snapshot=before) as console:
         assert console.query("SELECT status FROM policies ORDER BY policy_id").rows == [("champion",), ("candidate",)]
         assert console.query("SELECT count(*) FROM rollouts").rows == [(2,)]
