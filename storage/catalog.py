@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from strop.storage.errors import LakeError
+from strop.storage.sole_use import sole_use
 
 T = TypeVar("T")
 
@@ -138,12 +139,13 @@ def _reading(root: Path, read: Callable[[sqlite3.Connection], T]) -> T:
             f"and `--lake <folder>` names another"
         )
     try:
-        connection = _open(path)
-        try:
-            connection.execute("BEGIN")
-            return read(connection)
-        finally:
-            connection.close()
+        with sole_use(root):
+            connection = _open(path)
+            try:
+                connection.execute("BEGIN")
+                return read(connection)
+            finally:
+                connection.close()
     except sqlite3.Error as error:
         raise LakeError(f"cannot read the catalog {path}: {error}") from error
 

@@ -1,16 +1,17 @@
 """One commit: all rows of one shard of one stage become visible together with its ledger row, or none does.
 
 Workers leave fsynced Parquet under `staging/`; here, under the lake's one exclusive lock, it is renamed below `data/`,
-the small rows are written beside it in the same way, and both are registered in one transaction. File names follow
-from the ledger key, so that a retry after a crash overwrites what the crash left instead of adding to it. The key is
-looked up inside the transaction: a commit that came through although its process died before hearing of it is not
-made twice.
+the small rows are written beside it, all of it is flushed to the disk, and then registered in one transaction of the
+catalog. File names follow from the ledger key, so that a retry after a crash overwrites what the crash left instead of
+adding to it. The key is looked up, and kept unique, in that transaction: a commit that came through although its
+process died before hearing of it is not made twice.
 
 Files must lie under `data/main/<table>/`: only there does DuckLake store relative paths, and a lake can be moved.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
@@ -21,18 +22,23 @@ from pathlib import Path
 
 import duckdb
 
-from strop.storage.durable import discard, fsync, make_folder
+from strop.storage import keys
+from strop.storage.catalog_db import open_catalog_db
+from strop.storage.durable import discard, fsync_all, make_folder
 from strop.storage.errors import LakeError, did_you_mean
 from strop.storage.extensions import quoted
+from strop.storage.footers import read_footer
 from strop.storage.ids import digest
-from strop.storage.parquet import write_rows
+from strop.storage.parquet import encode, to_arrow
+from strop.storage.place import Place, place_of
+from strop.storage.register import Placed, Signature, can_register, register
 from strop.storage.tables import BY_NAME, Row, StageRun
 from strop.storage.upkeep import synced
 
-KEY_IS_THERE = "SELECT count(*) FROM lake.stage_runs WHERE key = ?"
-REGISTER = "CALL ducklake_add_data_files('lake', {table}, ?::VARCHAR[])"
+ADD_FILES = "CALL ducklake_add_data_files('lake', {table}, ?::VARCHAR[], hive_partitioning => false)"
+"""Without the flag a lake below a folder named `round=3` would have rows of round 3 only."""
+SIGN = "CALL lake.set_commit_message(?, ?, extra_info => ?)"
 SET_STATUS = "UPDATE lake.policies SET status = ? WHERE policy_id = ?"
-LAST_SNAPSHOT = "SELECT id FROM ducklake_last_committed_snapshot('lake')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,47 +66,71 @@ def check(commit: Commit) -> None:
 def commit_locked(connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit) -> int | None:
     """Make the commit; the caller holds the lock. None when the key was there already.
 
-    After any failure the transaction is rolled back and what was put below `data/` is removed.
+    After any failure nothing is registered and what was put below `data/` is removed.
     """
+    place, key = place_of(root), commit.stage_run.key
     placed: list[Path] = []
-    connection.execute("BEGIN")
     try:
-        if _is_there(connection, commit.stage_run.key):
-            connection.execute("ROLLBACK")
-            return None
-        _place(connection, root, commit, placed)
-        _update_policies(connection, root, commit.policy_status)
-        _sign(connection, commit)
+        with open_catalog_db(place, write=True) as db:
+            if keys.find(db, key) is not None:
+                return None
+            if not commit.policy_status and can_register(db):
+                files = _place(root, commit, placed)
+                fsync_all(_written(commit, files), {path.parent for path in placed})
+                snapshot = register(db, _read(root, files), _signature(commit))
+                keys.add(db, key, snapshot)
+                return snapshot
+        return _through_ducklake(connection, root, commit, placed)
     except BaseException:
-        _roll_back(connection)
-        discard(placed)
-        raise
-    return _finish(connection, commit.stage_run.key, placed)
+        snapshot_of_key = _settle(place, key, placed)
+        if snapshot_of_key is None:
+            raise
+        return snapshot_of_key
 
 
-def _is_there(connection: duckdb.DuckDBPyConnection, key: str) -> bool:
-    found = connection.execute(KEY_IS_THERE, [key]).fetchone()
-    return found is not None and found[0] > 0
+def _place(root: Path, commit: Commit, placed: list[Path]) -> dict[str, list[Path]]:
+    """Rename the workers' files to where they stay and write the rows beside them; the files by table.
 
-
-def _place(connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit, placed: list[Path]) -> None:
-    """Rename the workers' files to where they stay, write the rows beside them and register both."""
-    rows = {table: members for table, members in commit.rows.items() if members}
-    rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
+    The rows' file of a table is its last one. Nothing is flushed here.
+    """
+    rows = _rows(commit)
+    files: dict[str, list[Path]] = {}
     for table in {**commit.files, **rows}:
-        targets: list[Path] = []
+        targets = files.setdefault(table, [])
         for path in commit.files.get(table, ()):
             targets.append(target_of(root, table, commit.stage_run, len(targets)))
             make_folder(targets[-1].parent)
             path.replace(targets[-1])
             placed.append(targets[-1])
-        for folder in {path.parent for path in targets}:
-            fsync(folder)
         if table in rows:
             targets.append(target_of(root, table, commit.stage_run, len(targets)))
-            placed.append(write_rows(targets[-1], BY_NAME[table], rows[table]))
-        if targets:
-            connection.execute(REGISTER.format(table=quoted(table)), [[str(path) for path in targets]])
+            make_folder(targets[-1].parent)
+            placed.append(targets[-1])
+            encode(targets[-1], BY_NAME[table], to_arrow(BY_NAME[table], rows[table]))
+    return files
+
+
+def _rows(commit: Commit) -> dict[str, Sequence[Row]]:
+    """The small rows by table, the ledger's own among them."""
+    rows = {table: members for table, members in commit.rows.items() if members}
+    rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
+    return rows
+
+
+def _written(commit: Commit, files: Mapping[str, Sequence[Path]]) -> list[Path]:
+    """The files written here; the workers have flushed theirs."""
+    return [files[table][-1] for table in _rows(commit)]
+
+
+def _read(root: Path, files: Mapping[str, Sequence[Path]]) -> list[Placed]:
+    """What the catalog is to know of the files."""
+    found = []
+    for table, paths in files.items():
+        folder = root / "data" / "main" / table
+        for path in paths:
+            footer = read_footer(path, path.stat().st_size)
+            found.append(Placed(table, path.relative_to(folder).as_posix(), footer))
+    return found
 
 
 def target_of(root: Path, table: str, stage_run: StageRun, index: int) -> Path:
@@ -108,6 +138,35 @@ def target_of(root: Path, table: str, stage_run: StageRun, index: int) -> Path:
     run, stage = (re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in (stage_run.run_id, stage_run.stage))
     name = f"{stage}-{stage_run.shard}-{digest(stage_run.key, size=8)}-{index}.parquet"
     return root / "data" / "main" / table / (run or "_") / f"r{stage_run.round}" / name
+
+
+def _signature(commit: Commit) -> Signature:
+    of = commit.stage_run
+    extra = {"run": of.run_id, "round": of.round, "stage": of.stage, "shard": of.shard, "key": of.key}
+    message = commit.message or f"{of.run_id} round {of.round}: {of.stage} {of.shard + 1}/{of.shards}"
+    return Signature("strop", message, json.dumps(extra, sort_keys=True))
+
+
+def _through_ducklake(
+    connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit, placed: list[Path]
+) -> int | None:
+    """The same by DuckLake's own calls: for an UPDATE, and for catalogs of another format than `register` writes."""
+    connection.execute("BEGIN")
+    try:
+        files = _place(root, commit, placed)
+        fsync_all(_written(commit, files), {path.parent for path in placed})
+        for table, paths in files.items():
+            connection.execute(ADD_FILES.format(table=quoted(table)), [[str(path) for path in paths]])
+        _update_policies(connection, root, commit.policy_status)
+        signature = _signature(commit)
+        connection.execute(SIGN, [signature.author, signature.message, signature.extra])
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(duckdb.Error):  # DuckDB has already aborted it, as after a failed COMMIT
+            connection.execute("ROLLBACK")
+        raise
+    with open_catalog_db(place_of(root), write=True) as db:
+        return keys.find(db, commit.stage_run.key)
 
 
 def _update_policies(connection: duckdb.DuckDBPyConnection, root: Path, policy_status: Mapping[int, str]) -> None:
@@ -121,36 +180,19 @@ def _update_policies(connection: duckdb.DuckDBPyConnection, root: Path, policy_s
                 )
 
 
-def _sign(connection: duckdb.DuckDBPyConnection, commit: Commit) -> None:
-    of = commit.stage_run
-    extra = {"run": of.run_id, "round": of.round, "stage": of.stage, "shard": of.shard, "key": of.key}
-    message = commit.message or f"{of.run_id} round {of.round}: {of.stage} {of.shard + 1}/{of.shards}"
-    connection.execute(
-        "CALL lake.set_commit_message('strop', ?, extra_info => ?)", [message, json.dumps(extra, sort_keys=True)]
-    )
+def _settle(place: Place, key: str, placed: Sequence[Path]) -> int | None:
+    """After an error nobody knows on which side of COMMIT it was: the files go only if the key is not there.
 
-
-def _finish(connection: duckdb.DuckDBPyConnection, key: str, placed: Sequence[Path]) -> int:
-    """COMMIT. When it fails nobody knows on which side, so the files go only if the key turns out to be absent."""
+    The key's snapshot; None when it is not there, or when even this look-up fails: then the files stay, harmless.
+    """
     try:
-        connection.execute("COMMIT")
-    except BaseException:
-        _roll_back(connection)
-        if _is_there(connection, key):  # else the files stay when even this look-up fails: an orphan is harmless
-            snapshot = connection.execute(LAST_SNAPSHOT).fetchone()
-            return int(snapshot[0]) if snapshot else -1
+        with open_catalog_db(place, write=True) as db:
+            snapshot = keys.find(db, key)
+    except (OSError, LakeError):
+        return None
+    if snapshot is None:
         discard(placed)
-        raise
-    found = connection.execute(LAST_SNAPSHOT).fetchone()
-    assert found is not None  # a transaction was committed above
-    return int(found[0])
-
-
-def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:
-    try:
-        connection.execute("ROLLBACK")
-    except duckdb.Error:  # DuckDB has already aborted it, as after a failed COMMIT
-        return
+    return snapshot
 
 
 def failure(error: Exception, root: Path, stage_run: StageRun) -> LakeError:

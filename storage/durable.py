@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -15,6 +16,14 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_all(files: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Flush files, then folders, side by side: the disk's journal takes several at once."""
+    with ThreadPoolExecutor(8) as pool:
+        for several in (files, folders):
+            for _ in pool.map(fsync, several):
+                pass
 
 
 def make_folder(path: Path) -> None:

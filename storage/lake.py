@@ -12,26 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import duckdb
+import pyarrow as pa
 
 from strop.storage import extensions
 from strop.storage.commit import Commit, check, commit_locked, failure
 from strop.storage.durable import discard
-from strop.storage.errors import LakeError, did_you_mean
+from strop.storage.errors import CatalogError, LakeError, did_you_mean
+from strop.storage.keys import keep_keys
 from strop.storage.layout import attach, lay_out
 from strop.storage.locks import commit_lock
+from strop.storage.sole_use import sole_use
 from strop.storage.tables import Row, StageRun, columns
 from strop.storage.upkeep import EVERY, merge_small_files
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 R = TypeVar("R", bound=Row)
 
@@ -45,7 +44,8 @@ class Lake:
         self.root = root
         self.read_only = read_only
         self._connection = connection
-        self._one_at_a_time = threading.RLock()
+        self._one_at_a_time = sole_use(root)
+        self._keeps_keys = False
 
     @property
     def staging(self) -> Path:
@@ -73,11 +73,14 @@ class Lake:
         try:
             check(commit)
             with commit_lock(self.root), self._one_at_a_time:
+                if not self._keeps_keys:
+                    keep_keys(self._connection, self.root)
+                    self._keeps_keys = True
                 snapshot = commit_locked(self._connection, self.root, commit)
                 if snapshot is not None and snapshot % EVERY == 0:
                     self._merge()
                 return snapshot
-        except (OSError, duckdb.Error) as error:
+        except (OSError, pa.ArrowException, CatalogError, duckdb.Error) as error:
             raise failure(error, self.root, stage_run) from error
         finally:  # what was committed has been renamed by now
             discard(path for paths in files.values() for path in paths)

@@ -12,6 +12,7 @@ from strop.storage.durable import fsync, make_folder
 from strop.storage.errors import LakeError
 from strop.storage.extensions import quoted
 from strop.storage.locks import commit_lock
+from strop.storage.sole_use import sole_use
 from strop.storage.tables import SCHEMA_VERSION, TABLES, SchemaVersion, columns
 
 FOLDERS = ("data", "staging", "policies", "locks", "logs", "work")
@@ -44,12 +45,13 @@ def attach(connection: duckdb.DuckDBPyConnection, root: Path, *, create: bool, r
     )
     connection.execute("SET TimeZone = 'UTC'")
     made = (root / "catalog.sqlite").is_file()
-    with contextlib.nullcontext() if made else commit_lock(root):
+    with contextlib.nullcontext() if made else commit_lock(root), sole_use(root):
         connection.execute(attach)
-    if _made_by(connection) is None and create and not read_only:
-        with commit_lock(root):
+        made_by = _made_by(connection)
+    if made_by is None and create and not read_only:
+        with commit_lock(root), sole_use(root):
             _make_tables(connection, root)
-    made_by = _made_by(connection)
+            made_by = _made_by(connection)
     if made_by is None:
         raise LakeError(f"the lake {root} was never finished being made; `strop run --lake {root}` finishes it")
     if made_by > SCHEMA_VERSION:

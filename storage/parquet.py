@@ -68,17 +68,8 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
     """Likewise for an Arrow table that has the schema of `row`."""
     make_folder(path.parent)
     fresh = path.with_name(f".{path.name}.writing")
-    dictionary, split = _encodings(row)
     try:
-        pq.write_table(
-            table,
-            fresh,
-            compression="zstd",
-            compression_level=3,
-            row_group_size=8192,
-            use_dictionary=dictionary,
-            column_encoding=split,
-        )
+        encode(fresh, row, table)
         fsync(fresh)
         fresh.replace(path)
     except BaseException:
@@ -86,6 +77,20 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
         raise
     fsync(path.parent)
     return path
+
+
+def encode(path: Path, row: type[Row], table: pa.Table) -> None:
+    """Write the file as such: nothing says yet that it reaches the disk."""
+    dictionary, split = _encodings(row)
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=8192,
+        use_dictionary=dictionary,
+        column_encoding=split,
+    )
 
 
 def _encodings(row: type[Row]) -> tuple[list[str], dict[str, str]]:

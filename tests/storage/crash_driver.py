@@ -1,5 +1,7 @@
 """Kill a commit at each of its steps, and at a few random moments; print one JSON line for each.
 
+Twice: one that Strop registers itself, and one with an UPDATE, which goes through DuckLake.
+
 Run as a program of its own: it forks, which a test process with threads must not. The extensions are loaded once,
 before the forks, into a DuckDB with a single thread, since that takes longer than all the rest. What is killed is a
 child that opens a copy of one lake and commits one shard; what is checked is the lake it leaves, and the lake after
@@ -13,9 +15,11 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +37,21 @@ SELECT (SELECT count(*) FROM rollouts) AS a, (SELECT count(*) FROM scores) AS b,
   (SELECT count(*) FROM stage_runs WHERE key = 'k') AS c, (SELECT status FROM policies) AS d,
   (SELECT sum(rollout_id) FROM rollouts) AS e"""
 NOTHING = (0, 0, 0, "candidate", None)
-EVERYTHING = (100, 2, 1, "champion", sum(range(1, 101)))
+EVERYTHING = {
+    "direct": (100, 2, 1, "candidate", sum(range(1, 101))),
+    "ducklake": (100, 2, 1, "champion", sum(range(1, 101))),
+}
 
 
-class Mortal:
-    """A connection whose process dies just before its `at`-th step, counting the steps of `commit_module` too."""
+class Clock:
+    """Ends the process just before its `at`-th step."""
 
-    def __init__(self, inner: Any, at: int) -> None:
-        self.inner, self.left = inner, at
+    left = -1
 
     def step(self) -> None:
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
-
-    def execute(self, *args: Any) -> Any:
-        self.step()
-        return self.inner.execute(*args)
-
-    def close(self) -> None:
-        self.inner.close()
 
     def stepping(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def stepped(*args: Any) -> Any:
@@ -62,10 +61,38 @@ class Mortal:
         return stepped
 
 
-def commit(lake: Lake) -> int | None:
+CLOCK = Clock()
+
+
+class MortalDuckDb:
+    """DuckDB's connection; each statement is a step."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.execute = CLOCK.stepping(inner.execute)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class MortalSqlite(sqlite3.Connection):
+    """The catalog's connection; beginning, making the snapshot, committing and closing are steps."""
+
+    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:  # type: ignore[override]
+        if sql.startswith(("BEGIN", "COMMIT", "INSERT INTO ducklake_snapshot ")):
+            CLOCK.step()
+        return super().execute(sql, *args)
+
+    def close(self) -> None:
+        CLOCK.step()
+        super().close()
+
+
+def commit(lake: Lake, path: str) -> int | None:
     file = write_rows(lake.staging / "r.parquet", Rollout, rollouts(100))
     scores = [Score(score_id=i, subject_id=1) for i in (1, 2)]
-    return lake.commit(ledger("k"), files={"rollouts": [file]}, rows={"scores": scores}, policy_status={1: "champion"})
+    status = {1: "champion"} if path == "ducklake" else {}
+    return lake.commit(ledger("k"), files={"rollouts": [file]}, rows={"scores": scores}, policy_status=status)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -81,28 +108,29 @@ def in_child(work: Callable[[], None]) -> int:
     return pid
 
 
-def dying_at(root: Path, step: int) -> Callable[[], None]:
+def dying_at(root: Path, path: str, step: int) -> Callable[[], None]:
     def work() -> None:
         with open_lake(root) as lake:
-            mortal = Mortal(lake._connection, step)
-            lake._connection = mortal  # type: ignore[assignment]
-            for name in ("fsync", "write_rows"):
-                setattr(commit_module, name, mortal.stepping(getattr(commit_module, name)))
-            commit(lake)
+            lake._connection = MortalDuckDb(lake._connection)  # type: ignore[assignment]
+            sqlite3.connect = partial(sqlite3.connect, factory=MortalSqlite)  # type: ignore[assignment]
+            for name in ("make_folder", "encode", "fsync_all", "read_footer"):
+                setattr(commit_module, name, CLOCK.stepping(getattr(commit_module, name)))
+            CLOCK.left = step
+            commit(lake, path)
 
     return work
 
 
-def whole(root: Path) -> None:
+def whole(root: Path, path: str) -> None:
     with open_lake(root) as lake:
-        commit(lake)
+        commit(lake, path)
 
 
-def check(root: Path, what: str) -> None:
+def check(root: Path, path: str, what: str) -> None:
     """What a reader sees after the crash, then after a retry."""
     with open_console(root) as console:
         after = console.query(COUNTS).rows[0]
-    _, status = os.waitpid(in_child(lambda: whole(root)), 0)
+    _, status = os.waitpid(in_child(lambda: whole(root, path)), 0)
     with open_console(root) as console:
         retried = console.query(COUNTS).rows[0]
         files = [str(file.path) for table in console._catalog.tables.values() for file in table.files]
@@ -110,9 +138,10 @@ def check(root: Path, what: str) -> None:
     print(
         json.dumps(
             {
+                "path": path,
                 "what": what,
-                "after": "nothing" if after == NOTHING else "everything" if after == EVERYTHING else str(after),
-                "retried": retried == EVERYTHING and status == 0,
+                "after": "nothing" if after == NOTHING else "everything" if after == EVERYTHING[path] else str(after),
+                "retried": retried == EVERYTHING[path] and status == 0,
                 "registered_once": len(files) == len(set(files)) and all(Path(f).is_file() for f in files),
                 "rollout_files": len(on_disk),
                 "staged": len(list((root / "staging").iterdir())),
@@ -134,32 +163,37 @@ def main(folder: Path, random_kills: int) -> None:
             lake.commit(ledger("policy", stage="train"), rows={"policies": [policy]})
 
     assert os.waitpid(in_child(make), 0)[1] == 0
-    step, died = 0, True
-    while died:
-        root = folder / f"lake{step}"
-        shutil.copytree(template, root)
-        _, status = os.waitpid(in_child(dying_at(root, step)), 0)
-        died = os.WIFSIGNALED(status)
-        check(root, f"step {step}" if died else "no crash")
-        step += 1
+    for path in EVERYTHING:
+        step, died = 0, True
+        while died:
+            root = folder / f"{path}{step}"
+            shutil.copytree(template, root)
+            _, status = os.waitpid(in_child(dying_at(root, path, step)), 0)
+            died = os.WIFSIGNALED(status)
+            check(root, path, f"step {step}" if died else "no crash")
+            step += 1
+        kill_at_random(folder, template, path, random_kills)
+
+
+def kill_at_random(folder: Path, template: Path, path: str, kills: int) -> None:
     dice = random.Random(0)
-    for kill in range(random_kills):
-        root = folder / f"random{kill}"
+    for kill in range(kills):
+        root = folder / f"{path}-random{kill}"
         shutil.copytree(template, root)
         reading, writing = os.pipe()
 
         def signalled(root: Path = root, writing: int = writing) -> None:
             with open_lake(root) as lake:
                 os.write(writing, b"!")
-                commit(lake)
+                commit(lake, path)
                 time.sleep(1)
 
         pid = in_child(signalled)
         os.read(reading, 1)
-        time.sleep(dice.uniform(0.0, 0.08))
+        time.sleep(dice.uniform(0.0, 0.04))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        check(root, f"random {kill}")
+        check(root, path, f"random {kill}")
         os.close(reading)
         os.close(writing)
 

@@ -140,11 +140,11 @@ def test_a_full_disk_is_named_and_loses_nothing(lake: Lake, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         if place == "stage":
-            patch.setattr(commit_module, "write_rows", full)
+            patch.setattr(commit_module, "encode", full)
         elif place == "rename":
-            patch.setattr(commit_module, "fsync", full)
+            patch.setattr(commit_module, "fsync_all", full)
         else:
-            patch.setattr(commit_module, "_sign", full)
+            patch.setattr(commit_module, "register", full)
         with pytest.raises(LakeError, match="free some space") as raised:
             lake.commit(ledger("k"), files={"rollouts": [staged]}, rows={"scores": [Score(score_id=1, subject_id=1)]})
     assert str(lake.root) in str(raised.value)

@@ -1,0 +1,72 @@
+"""The keys of committed shards in a table beside DuckLake's, so that the database itself keeps them unique.
+
+A key enters in the transaction that registers its files. Where DuckLake makes the commit, or another version of Strop,
+the key is in the snapshot's `commit_extra_info`; it is copied from there before the next look-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import duckdb
+
+from strop.storage.catalog_db import CatalogDb, open_catalog_db
+from strop.storage.errors import CatalogError
+from strop.storage.place import place_of
+from strop.storage.register import insert, mend
+from strop.storage.sole_use import sole_use
+
+CREATE = "CREATE TABLE IF NOT EXISTS strop_keys (key VARCHAR PRIMARY KEY, snapshot_id BIGINT NOT NULL)"
+INDEX = "CREATE INDEX IF NOT EXISTS strop_keys_snapshot ON strop_keys (snapshot_id)"
+SINCE = """
+SELECT snapshot_id, commit_extra_info FROM ducklake_snapshot_changes
+WHERE snapshot_id > (SELECT coalesce(max(snapshot_id), -1) FROM strop_keys) AND commit_extra_info IS NOT NULL"""
+FIND = "SELECT snapshot_id FROM strop_keys WHERE key = :key"
+EVER = "SELECT key, snapshot_id FROM lake.stage_runs"
+"""Of a lake that has no such table yet: DuckLake's virtual column says which snapshot brought a row."""
+
+
+def keep_keys(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    """Make the table, where the lake has none, with every key committed so far; mend the statistics of its tables.
+
+    The caller holds the commit lock.
+    """
+    place = place_of(root)
+    with contextlib.suppress(CatalogError), open_catalog_db(place, write=False) as db:
+        db.execute(FIND, {"key": ""})
+        return
+    with sole_use(root):
+        ever = dict(connection.execute(EVER).fetchall())
+    with open_catalog_db(place, write=True) as db:
+        db.execute(CREATE)
+        db.execute(INDEX)
+        catch_up(db)
+        known = {row["key"] for row in db.execute("SELECT key FROM strop_keys")}
+        insert(db, "strop_keys", [{"key": k, "snapshot_id": s} for k, s in ever.items() if k not in known])
+        mend(db)
+
+
+def find(db: CatalogDb, key: str) -> int | None:
+    """The snapshot that committed the key, if one did."""
+    catch_up(db)
+    found = db.execute(FIND, {"key": key})
+    return int(found[0]["snapshot_id"]) if found else None
+
+
+def catch_up(db: CatalogDb) -> None:
+    """Take in keys that were committed through DuckLake, and mend the statistics it wrote then."""
+    fresh = {}
+    for row in db.execute(SINCE):
+        key = json.loads(row["commit_extra_info"]).get("key")
+        if key is not None and not db.execute(FIND, {"key": key}):
+            fresh[key] = row["snapshot_id"]
+    if fresh:
+        insert(db, "strop_keys", [{"key": key, "snapshot_id": snapshot} for key, snapshot in fresh.items()])
+        mend(db)
+
+
+def add(db: CatalogDb, key: str, snapshot: int) -> None:
+    """Take the key. Raises the database's error when it is taken."""
+    insert(db, "strop_keys", [{"key": key, "snapshot_id": snapshot}])
