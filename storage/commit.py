@@ -11,7 +11,7 @@ Files must lie under `data/main/<table>/`: only there does DuckLake store relati
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import errno
 import json
 import re
@@ -24,21 +24,16 @@ import duckdb
 
 from strop.storage import keys
 from strop.storage.catalog_db import open_catalog_db
+from strop.storage.ducklake_tables import check_format
 from strop.storage.durable import discard, fsync_all, make_folder
 from strop.storage.errors import LakeError, did_you_mean
-from strop.storage.extensions import quoted
 from strop.storage.footers import read_footer
 from strop.storage.ids import digest
 from strop.storage.parquet import encode, to_arrow
 from strop.storage.place import Place, place_of
-from strop.storage.register import Placed, Signature, can_register, register
+from strop.storage.register import Placed, Signature, register
+from strop.storage.status import with_status
 from strop.storage.tables import BY_NAME, Row, StageRun
-from strop.storage.upkeep import synced
-
-ADD_FILES = "CALL ducklake_add_data_files('lake', {table}, ?::VARCHAR[], hive_partitioning => false)"
-"""Without the flag a lake below a folder named `round=3` would have rows of round 3 only."""
-SIGN = "CALL lake.set_commit_message(?, ?, extra_info => ?)"
-SET_STATUS = "UPDATE lake.policies SET status = ? WHERE policy_id = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,52 +69,41 @@ def commit_locked(connection: duckdb.DuckDBPyConnection, root: Path, commit: Com
         with open_catalog_db(place, write=True) as db:
             if keys.find(db, key) is not None:
                 return None
-            if not commit.policy_status and can_register(db):
-                files = _place(root, commit, placed)
-                fsync_all(_written(commit, files), {path.parent for path in placed})
-                snapshot = register(db, _read(root, files), _signature(commit))
-                keys.add(db, key, snapshot)
-                return snapshot
-        return _through_ducklake(connection, root, commit, placed)
+            check_format(db, place)
+            rows, ended = with_status(connection, root, commit.rows, commit.policy_status)
+            rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
+            commit = dataclasses.replace(commit, rows=rows)
+            files = _place(root, commit, placed)
+            fsync_all([files[table][-1] for table in commit.rows], {path.parent for path in placed})
+            snapshot = register(db, _read(root, files), _signature(commit), ended)
+            keys.add(db, key, snapshot)
+        return snapshot
     except BaseException:
-        snapshot_of_key = _settle(place, key, placed)
-        if snapshot_of_key is None:
+        made = _settle(place, key, placed)
+        if made is None:
             raise
-        return snapshot_of_key
+        return made
 
 
 def _place(root: Path, commit: Commit, placed: list[Path]) -> dict[str, list[Path]]:
     """Rename the workers' files to where they stay and write the rows beside them; the files by table.
 
-    The rows' file of a table is its last one. Nothing is flushed here.
+    The rows of a table are in its last file. What is written here is not flushed yet.
     """
-    rows = _rows(commit)
     files: dict[str, list[Path]] = {}
-    for table in {**commit.files, **rows}:
+    for table in {**commit.files, **commit.rows}:
         targets = files.setdefault(table, [])
         for path in commit.files.get(table, ()):
             targets.append(target_of(root, table, commit.stage_run, len(targets)))
             make_folder(targets[-1].parent)
             path.replace(targets[-1])
             placed.append(targets[-1])
-        if table in rows:
+        if table in commit.rows:
             targets.append(target_of(root, table, commit.stage_run, len(targets)))
             make_folder(targets[-1].parent)
             placed.append(targets[-1])
-            encode(targets[-1], BY_NAME[table], to_arrow(BY_NAME[table], rows[table]))
+            encode(targets[-1], BY_NAME[table], to_arrow(BY_NAME[table], commit.rows[table]))
     return files
-
-
-def _rows(commit: Commit) -> dict[str, Sequence[Row]]:
-    """The small rows by table, the ledger's own among them."""
-    rows = {table: members for table, members in commit.rows.items() if members}
-    rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
-    return rows
-
-
-def _written(commit: Commit, files: Mapping[str, Sequence[Path]]) -> list[Path]:
-    """The files written here; the workers have flushed theirs."""
-    return [files[table][-1] for table in _rows(commit)]
 
 
 def _read(root: Path, files: Mapping[str, Sequence[Path]]) -> list[Placed]:
@@ -145,39 +129,6 @@ def _signature(commit: Commit) -> Signature:
     extra = {"run": of.run_id, "round": of.round, "stage": of.stage, "shard": of.shard, "key": of.key}
     message = commit.message or f"{of.run_id} round {of.round}: {of.stage} {of.shard + 1}/{of.shards}"
     return Signature("strop", message, json.dumps(extra, sort_keys=True))
-
-
-def _through_ducklake(
-    connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit, placed: list[Path]
-) -> int | None:
-    """The same by DuckLake's own calls: for an UPDATE, and for catalogs of another format than `register` writes."""
-    connection.execute("BEGIN")
-    try:
-        files = _place(root, commit, placed)
-        fsync_all(_written(commit, files), {path.parent for path in placed})
-        for table, paths in files.items():
-            connection.execute(ADD_FILES.format(table=quoted(table)), [[str(path) for path in paths]])
-        _update_policies(connection, root, commit.policy_status)
-        signature = _signature(commit)
-        connection.execute(SIGN, [signature.author, signature.message, signature.extra])
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(duckdb.Error):  # DuckDB has already aborted it, as after a failed COMMIT
-            connection.execute("ROLLBACK")
-        raise
-    with open_catalog_db(place_of(root), write=True) as db:
-        return keys.find(db, commit.stage_run.key)
-
-
-def _update_policies(connection: duckdb.DuckDBPyConnection, root: Path, policy_status: Mapping[int, str]) -> None:
-    """Set the status of policies; DuckDB writes the new versions of their rows itself."""
-    with synced(root, "policies"):
-        for policy_id, status in policy_status.items():
-            changed = connection.execute(SET_STATUS, [status, policy_id]).fetchone()
-            if changed is None or changed[0] != 1:
-                raise LakeError(
-                    f"cannot set the status of policy {policy_id} to {status!r}: the lake has no such policy"
-                )
 
 
 def _settle(place: Place, key: str, placed: Sequence[Path]) -> int | None:

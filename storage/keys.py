@@ -1,7 +1,7 @@
 """The keys of committed shards in a table beside DuckLake's, so that the database itself keeps them unique.
 
-A key enters in the transaction that registers its files. Where DuckLake makes the commit, or another version of Strop,
-the key is in the snapshot's `commit_extra_info`; it is copied from there before the next look-up.
+A key enters in the transaction that registers its files. Where a Strop committed that did not know of this table, the
+key is in the snapshot's `commit_extra_info`; it is taken from there before the next look-up.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from pathlib import Path
 
 import duckdb
 
+from strop.storage.bounds import mend
 from strop.storage.catalog_db import CatalogDb, open_catalog_db
+from strop.storage.ducklake_tables import insert
 from strop.storage.errors import CatalogError
 from strop.storage.place import place_of
-from strop.storage.register import insert, mend
 from strop.storage.sole_use import sole_use
 
 CREATE = "CREATE TABLE IF NOT EXISTS strop_keys (key VARCHAR PRIMARY KEY, snapshot_id BIGINT NOT NULL)"
 INDEX = "CREATE INDEX IF NOT EXISTS strop_keys_snapshot ON strop_keys (snapshot_id)"
 SINCE = """
-SELECT snapshot_id, commit_extra_info FROM ducklake_snapshot_changes
-WHERE snapshot_id > (SELECT coalesce(max(snapshot_id), -1) FROM strop_keys) AND commit_extra_info IS NOT NULL"""
+SELECT snapshot_id, changes_made, commit_extra_info FROM ducklake_snapshot_changes
+WHERE snapshot_id > (SELECT coalesce(max(snapshot_id), -1) FROM strop_keys)"""
 FIND = "SELECT snapshot_id FROM strop_keys WHERE key = :key"
 EVER = "SELECT key, snapshot_id FROM lake.stage_runs"
 """Of a lake that has no such table yet: DuckLake's virtual column says which snapshot brought a row."""
@@ -56,14 +57,16 @@ def find(db: CatalogDb, key: str) -> int | None:
 
 
 def catch_up(db: CatalogDb) -> None:
-    """Take in keys that were committed through DuckLake, and mend the statistics it wrote then."""
-    fresh = {}
+    """Take in what others committed since the last key: their keys, and mended statistics of what they added."""
+    fresh: dict[str, int] = {}
+    added = False
     for row in db.execute(SINCE):
-        key = json.loads(row["commit_extra_info"]).get("key")
+        added |= "inserted_into" in row["changes_made"]
+        key = json.loads(row["commit_extra_info"] or "{}").get("key")
         if key is not None and not db.execute(FIND, {"key": key}):
             fresh[key] = row["snapshot_id"]
-    if fresh:
-        insert(db, "strop_keys", [{"key": key, "snapshot_id": snapshot} for key, snapshot in fresh.items()])
+    insert(db, "strop_keys", [{"key": key, "snapshot_id": snapshot} for key, snapshot in fresh.items()])
+    if added:
         mend(db)
 
 

@@ -1,7 +1,5 @@
 """Kill a commit at each of its steps, and at a few random moments; print one JSON line for each.
 
-Twice: one that Strop registers itself, and one with an UPDATE, which goes through DuckLake.
-
 Run as a program of its own: it forks, which a test process with threads must not. The extensions are loaded once,
 before the forks, into a DuckDB with a single thread, since that takes longer than all the rest. What is killed is a
 child that opens a copy of one lake and commits one shard; what is checked is the lake it leaves, and the lake after
@@ -37,10 +35,7 @@ SELECT (SELECT count(*) FROM rollouts) AS a, (SELECT count(*) FROM scores) AS b,
   (SELECT count(*) FROM stage_runs WHERE key = 'k') AS c, (SELECT status FROM policies) AS d,
   (SELECT sum(rollout_id) FROM rollouts) AS e"""
 NOTHING = (0, 0, 0, "candidate", None)
-EVERYTHING = {
-    "direct": (100, 2, 1, "candidate", sum(range(1, 101))),
-    "ducklake": (100, 2, 1, "champion", sum(range(1, 101))),
-}
+EVERYTHING = (100, 2, 1, "champion", sum(range(1, 101)))
 
 
 class Clock:
@@ -88,11 +83,10 @@ class MortalSqlite(sqlite3.Connection):
         super().close()
 
 
-def commit(lake: Lake, path: str) -> int | None:
+def commit(lake: Lake) -> int | None:
     file = write_rows(lake.staging / "r.parquet", Rollout, rollouts(100))
     scores = [Score(score_id=i, subject_id=1) for i in (1, 2)]
-    status = {1: "champion"} if path == "ducklake" else {}
-    return lake.commit(ledger("k"), files={"rollouts": [file]}, rows={"scores": scores}, policy_status=status)
+    return lake.commit(ledger("k"), files={"rollouts": [file]}, rows={"scores": scores}, policy_status={1: "champion"})
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -108,7 +102,7 @@ def in_child(work: Callable[[], None]) -> int:
     return pid
 
 
-def dying_at(root: Path, path: str, step: int) -> Callable[[], None]:
+def dying_at(root: Path, step: int) -> Callable[[], None]:
     def work() -> None:
         with open_lake(root) as lake:
             lake._connection = MortalDuckDb(lake._connection)  # type: ignore[assignment]
@@ -116,21 +110,21 @@ def dying_at(root: Path, path: str, step: int) -> Callable[[], None]:
             for name in ("make_folder", "encode", "fsync_all", "read_footer"):
                 setattr(commit_module, name, CLOCK.stepping(getattr(commit_module, name)))
             CLOCK.left = step
-            commit(lake, path)
+            commit(lake)
 
     return work
 
 
-def whole(root: Path, path: str) -> None:
+def whole(root: Path) -> None:
     with open_lake(root) as lake:
-        commit(lake, path)
+        commit(lake)
 
 
-def check(root: Path, path: str, what: str) -> None:
+def check(root: Path, what: str) -> None:
     """What a reader sees after the crash, then after a retry."""
     with open_console(root) as console:
         after = console.query(COUNTS).rows[0]
-    _, status = os.waitpid(in_child(lambda: whole(root, path)), 0)
+    _, status = os.waitpid(in_child(lambda: whole(root)), 0)
     with open_console(root) as console:
         retried = console.query(COUNTS).rows[0]
         files = [str(file.path) for table in console._catalog.tables.values() for file in table.files]
@@ -138,10 +132,9 @@ def check(root: Path, path: str, what: str) -> None:
     print(
         json.dumps(
             {
-                "path": path,
                 "what": what,
-                "after": "nothing" if after == NOTHING else "everything" if after == EVERYTHING[path] else str(after),
-                "retried": retried == EVERYTHING[path] and status == 0,
+                "after": "nothing" if after == NOTHING else "everything" if after == EVERYTHING else str(after),
+                "retried": retried == EVERYTHING and status == 0,
                 "registered_once": len(files) == len(set(files)) and all(Path(f).is_file() for f in files),
                 "rollout_files": len(on_disk),
                 "staged": len(list((root / "staging").iterdir())),
@@ -163,29 +156,28 @@ def main(folder: Path, random_kills: int) -> None:
             lake.commit(ledger("policy", stage="train"), rows={"policies": [policy]})
 
     assert os.waitpid(in_child(make), 0)[1] == 0
-    for path in EVERYTHING:
-        step, died = 0, True
-        while died:
-            root = folder / f"{path}{step}"
-            shutil.copytree(template, root)
-            _, status = os.waitpid(in_child(dying_at(root, path, step)), 0)
-            died = os.WIFSIGNALED(status)
-            check(root, path, f"step {step}" if died else "no crash")
-            step += 1
-        kill_at_random(folder, template, path, random_kills)
+    step, died = 0, True
+    while died:
+        root = folder / f"lake{step}"
+        shutil.copytree(template, root)
+        _, status = os.waitpid(in_child(dying_at(root, step)), 0)
+        died = os.WIFSIGNALED(status)
+        check(root, f"step {step}" if died else "no crash")
+        step += 1
+    kill_at_random(folder, template, random_kills)
 
 
-def kill_at_random(folder: Path, template: Path, path: str, kills: int) -> None:
+def kill_at_random(folder: Path, template: Path, kills: int) -> None:
     dice = random.Random(0)
     for kill in range(kills):
-        root = folder / f"{path}-random{kill}"
+        root = folder / f"random{kill}"
         shutil.copytree(template, root)
         reading, writing = os.pipe()
 
         def signalled(root: Path = root, writing: int = writing) -> None:
             with open_lake(root) as lake:
                 os.write(writing, b"!")
-                commit(lake, path)
+                commit(lake)
                 time.sleep(1)
 
         pid = in_child(signalled)
@@ -193,7 +185,7 @@ def kill_at_random(folder: Path, template: Path, path: str, kills: int) -> None:
         time.sleep(dice.uniform(0.0, 0.04))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        check(root, path, f"random {kill}")
+        check(root, f"random {kill}")
         os.close(reading)
         os.close(writing)
 
