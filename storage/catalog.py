@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from strop.storage.errors import LakeError
-from strop.storage.sole_use import sole_use
+from strop.storage.sole_use import through_python
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ def _reading(root: Path, read: Callable[[sqlite3.Connection], T]) -> T:
             f"and `--lake <folder>` names another"
         )
     try:
-        with sole_use(root):
+        with through_python(root):
             connection = _open(path)
             try:
                 connection.execute("BEGIN")

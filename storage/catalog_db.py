@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from strop.storage.errors import CatalogError, LakeError
 from strop.storage.place import Place
-from strop.storage.sole_use import sole_use
+from strop.storage.sole_use import through_python
 
 if TYPE_CHECKING:
     import psycopg
@@ -78,7 +78,7 @@ def _sqlite(place: Place, *, write: bool) -> Iterator[CatalogDb]:
             f"and `--lake <folder>` names another"
         )
     try:
-        with sole_use(place.root):
+        with through_python(place.root):
             connection = _open(place, ("mode=rw",) if write else ("mode=ro", "mode=ro&immutable=1"))
             try:
                 connection.execute("PRAGMA synchronous = FULL")

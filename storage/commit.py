@@ -66,11 +66,11 @@ def commit_locked(connection: duckdb.DuckDBPyConnection, root: Path, commit: Com
     place, key = place_of(root), commit.stage_run.key
     placed: list[Path] = []
     try:
+        rows, ended = with_status(connection, root, commit.rows, commit.policy_status)
         with open_catalog_db(place, write=True) as db:
             if keys.find(db, key) is not None:
                 return None
             check_format(db, place)
-            rows, ended = with_status(connection, root, commit.rows, commit.policy_status)
             rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
             commit = dataclasses.replace(commit, rows=rows)
             files = _place(root, commit, placed)

@@ -17,7 +17,7 @@ from strop.storage.catalog_db import CatalogDb, open_catalog_db
 from strop.storage.ducklake_tables import insert
 from strop.storage.errors import CatalogError
 from strop.storage.place import place_of
-from strop.storage.sole_use import sole_use
+from strop.storage.sole_use import through_duckdb
 
 CREATE = "CREATE TABLE IF NOT EXISTS strop_keys (key VARCHAR PRIMARY KEY, snapshot_id BIGINT NOT NULL)"
 INDEX = "CREATE INDEX IF NOT EXISTS strop_keys_snapshot ON strop_keys (snapshot_id)"
@@ -38,7 +38,7 @@ def keep_keys(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
     with contextlib.suppress(CatalogError), open_catalog_db(place, write=False) as db:
         db.execute(FIND, {"key": ""})
         return
-    with sole_use(root):
+    with through_duckdb(root):
         ever = dict(connection.execute(EVER).fetchall())
     with open_catalog_db(place, write=True) as db:
         db.execute(CREATE)

@@ -28,7 +28,7 @@ from strop.storage.errors import CatalogError, LakeError, did_you_mean
 from strop.storage.keys import keep_keys
 from strop.storage.layout import attach, lay_out
 from strop.storage.locks import commit_lock
-from strop.storage.sole_use import sole_use
+from strop.storage.sole_use import sole_use, through_duckdb
 from strop.storage.tables import Row, StageRun, columns
 from strop.storage.upkeep import EVERY, merge_small_files
 
@@ -137,7 +137,7 @@ class Lake:
 
     @contextlib.contextmanager
     def _reading(self, sql: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self._one_at_a_time:
+        with self._one_at_a_time, through_duckdb(self.root):
             try:
                 yield self._connection
             except duckdb.Error as error:

@@ -12,7 +12,7 @@ from strop.storage.durable import fsync, make_folder
 from strop.storage.errors import LakeError
 from strop.storage.extensions import quoted
 from strop.storage.locks import commit_lock
-from strop.storage.sole_use import sole_use
+from strop.storage.sole_use import through_duckdb
 from strop.storage.tables import SCHEMA_VERSION, TABLES, SchemaVersion, columns
 
 FOLDERS = ("data", "staging", "policies", "locks", "logs", "work")
@@ -45,11 +45,11 @@ def attach(connection: duckdb.DuckDBPyConnection, root: Path, *, create: bool, r
     )
     connection.execute("SET TimeZone = 'UTC'")
     made = (root / "catalog.sqlite").is_file()
-    with contextlib.nullcontext() if made else commit_lock(root), sole_use(root):
+    with contextlib.nullcontext() if made else commit_lock(root), through_duckdb(root):
         connection.execute(attach)
         made_by = _made_by(connection)
     if made_by is None and create and not read_only:
-        with commit_lock(root), sole_use(root):
+        with commit_lock(root), through_duckdb(root):
             _make_tables(connection, root)
             made_by = _made_by(connection)
     if made_by is None:

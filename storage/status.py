@@ -15,6 +15,7 @@ import duckdb
 from strop.storage.catalog import read_catalog
 from strop.storage.errors import LakeError
 from strop.storage.parquet import from_arrow
+from strop.storage.sole_use import through_duckdb
 from strop.storage.tables import Policy, Row
 from strop.storage.views import view_sql
 
@@ -37,7 +38,9 @@ def with_status(
     catalog = read_catalog(root)
     table = catalog.tables[Policy.TABLE]
     for file in table.files:
-        held = _rows(connection, view_sql(dataclasses.replace(table, files=(file,)), catalog.snapshot))
+        sql = view_sql(dataclasses.replace(table, files=(file,)), catalog.snapshot)
+        with through_duckdb(root):
+            held = from_arrow(Policy, connection.execute(sql).to_arrow_table())
         if any(policy.policy_id in policy_status for policy in held):
             moved += held
             ended.append(file.id)
@@ -47,7 +50,3 @@ def with_status(
             raise LakeError(f"cannot set the status of policy {policy_id} to {status!r}: the lake has no such policy")
     changed = [dataclasses.replace(row, status=policy_status.get(row.policy_id, row.status)) for row in moved]
     return {**given, Policy.TABLE: changed}, ended
-
-
-def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[Policy]:
-    return from_arrow(Policy, connection.execute(sql).to_arrow_table())

@@ -7,6 +7,7 @@ import datetime
 import re
 import shutil
 import sqlite3
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import pytest
 from lake_rows import NOON, ledger, one_of_each, rollouts
 
 from strop.storage import commit as commit_module
+from strop.storage.catalog_db import open_catalog_db
 from strop.storage.commit import Commit
 from strop.storage.errors import CatalogError, LakeError
 from strop.storage.footers import LONGEST, read_footer
 from strop.storage.lake import Lake, open_lake
 from strop.storage.parquet import to_arrow, write_rows
+from strop.storage.place import place_of
 from strop.storage.tables import Example, Policy, Rollout, Row, Score, StageRun
 
 FILES = """
@@ -304,3 +307,18 @@ def test_an_error_of_the_catalog_is_a_failed_commit(lake: Lake, monkeypatch: pyt
     with pytest.raises(LakeError, match="free some space"):
         lake.commit(ledger("k"), rows={"scores": scores(0, 3)})
     assert not [*(lake.root / "data/main/scores").rglob("*.parquet")]
+
+
+def test_duckdb_is_kept_from_a_catalog_that_python_writes(lake: Lake) -> None:
+    """Its SQLite library would remove the log with the transaction in it: file locks do not hold within a process."""
+    with open_catalog_db(place_of(lake.root), write=True) as db:
+        db.execute("UPDATE ducklake_snapshot_changes SET author = 'me'")
+        with pytest.raises(RuntimeError, match="within a transaction of open_catalog_db"):
+            lake.query("SELECT count(*) FROM scores")
+        seen: list[int] = []
+        waiting = threading.Thread(target=lambda: seen.append(lake.snapshot()))
+        waiting.start()
+        waiting.join(0.2)
+        assert not seen
+    waiting.join()
+    assert seen == [lake.snapshot()]
