@@ -24,13 +24,13 @@ import duckdb
 
 from strop.storage import keys
 from strop.storage.catalog_db import open_catalog_db
+from strop.storage.data_files import DataFiles, data_files
 from strop.storage.ducklake_tables import check_format
-from strop.storage.durable import discard, fsync_all, make_folder
 from strop.storage.errors import LakeError, did_you_mean
 from strop.storage.footers import read_footer
 from strop.storage.ids import digest
-from strop.storage.parquet import encode, to_arrow
-from strop.storage.place import Place, place_of
+from strop.storage.parquet import to_bytes
+from strop.storage.place import Place
 from strop.storage.register import Placed, Signature, register
 from strop.storage.status import with_status
 from strop.storage.tables import BY_NAME, Row, StageRun
@@ -58,24 +58,22 @@ def check(commit: Commit) -> None:
                 raise LakeError(f"table {table!r} takes {BY_NAME[table].__name__} rows, got {type(row).__name__}")
 
 
-def commit_locked(connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit) -> int | None:
+def commit_locked(connection: duckdb.DuckDBPyConnection, place: Place, commit: Commit) -> int | None:
     """Make the commit; the caller holds the lock. None when the key was there already.
 
     After any failure nothing is registered and what was put below `data/` is removed.
     """
-    place, key = place_of(root), commit.stage_run.key
-    placed: list[Path] = []
+    key = commit.stage_run.key
+    placed: list[str] = []
     try:
-        rows, ended = with_status(connection, root, commit.rows, commit.policy_status)
+        rows, ended = with_status(connection, place, commit.rows, commit.policy_status)
+        rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
         with open_catalog_db(place, write=True) as db:
             if keys.find(db, key) is not None:
                 return None
             check_format(db, place)
-            rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
-            commit = dataclasses.replace(commit, rows=rows)
-            files = _place(root, commit, placed)
-            fsync_all([files[table][-1] for table in commit.rows], {path.parent for path in placed})
-            snapshot = register(db, _read(root, files), _signature(commit), ended)
+            files = _place(data_files(place), dataclasses.replace(commit, rows=rows), placed)
+            snapshot = register(db, files, _signature(commit), ended)
             keys.add(db, key, snapshot)
         return snapshot
     except BaseException:
@@ -85,43 +83,28 @@ def commit_locked(connection: duckdb.DuckDBPyConnection, root: Path, commit: Com
         return made
 
 
-def _place(root: Path, commit: Commit, placed: list[Path]) -> dict[str, list[Path]]:
-    """Rename the workers' files to where they stay and write the rows beside them; the files by table.
-
-    The rows of a table are in its last file. What is written here is not flushed yet.
-    """
-    files: dict[str, list[Path]] = {}
-    for table in {**commit.files, **commit.rows}:
-        targets = files.setdefault(table, [])
-        for path in commit.files.get(table, ()):
-            targets.append(target_of(root, table, commit.stage_run, len(targets)))
-            make_folder(targets[-1].parent)
-            path.replace(targets[-1])
-            placed.append(targets[-1])
-        if table in commit.rows:
-            targets.append(target_of(root, table, commit.stage_run, len(targets)))
-            make_folder(targets[-1].parent)
-            placed.append(targets[-1])
-            encode(targets[-1], BY_NAME[table], to_arrow(BY_NAME[table], commit.rows[table]))
-    return files
-
-
-def _read(root: Path, files: Mapping[str, Sequence[Path]]) -> list[Placed]:
-    """What the catalog is to know of the files."""
+def _place(files: DataFiles, commit: Commit, placed: list[str]) -> list[Placed]:
+    """Put the workers' files where they stay and the rows as files beside them; what the catalog is to know of each."""
+    sources: dict[str, Path | bytes] = {}
     found = []
-    for table, paths in files.items():
-        folder = root / "data" / "main" / table
-        for path in paths:
-            footer = read_footer(path, path.stat().st_size)
-            found.append(Placed(table, path.relative_to(folder).as_posix(), footer))
+    for table in {**commit.files, **commit.rows}:
+        members: list[Path | bytes] = [*commit.files.get(table, ())]
+        if table in commit.rows:
+            members.append(to_bytes(BY_NAME[table], commit.rows[table]))
+        for index, source in enumerate(members):
+            name = name_of(commit.stage_run, index)
+            found.append(Placed(table, name, read_footer(source)))
+            sources[files.at(f"data/main/{table}/{name}")] = source
+    placed += sources
+    files.put(sources)
     return found
 
 
-def target_of(root: Path, table: str, stage_run: StageRun, index: int) -> Path:
-    """Where the index-th file of a table of a shard stays: the same on every retry."""
+def name_of(stage_run: StageRun, index: int) -> str:
+    """Where in a table's folder the index-th file of a shard stays: the same on every retry."""
     run, stage = (re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in (stage_run.run_id, stage_run.stage))
     name = f"{stage}-{stage_run.shard}-{digest(stage_run.key, size=8)}-{index}.parquet"
-    return root / "data" / "main" / table / (run or "_") / f"r{stage_run.round}" / name
+    return f"{run or '_'}/r{stage_run.round}/{name}"
 
 
 def _signature(commit: Commit) -> Signature:
@@ -131,7 +114,7 @@ def _signature(commit: Commit) -> Signature:
     return Signature("strop", message, json.dumps(extra, sort_keys=True))
 
 
-def _settle(place: Place, key: str, placed: Sequence[Path]) -> int | None:
+def _settle(place: Place, key: str, placed: Sequence[str]) -> int | None:
     """After an error nobody knows on which side of COMMIT it was: the files go only if the key is not there.
 
     The key's snapshot; None when it is not there, or when even this look-up fails: then the files stay, harmless.
@@ -142,7 +125,7 @@ def _settle(place: Place, key: str, placed: Sequence[Path]) -> int | None:
     except (OSError, LakeError):
         return None
     if snapshot is None:
-        discard(placed)
+        data_files(place).delete(placed)
     return snapshot
 
 

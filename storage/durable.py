@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+AT_ONCE = 8
+
 
 def fsync(path: Path) -> None:
     """Flush one file or folder to the disk."""
@@ -18,12 +20,12 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def fsync_all(files: Iterable[Path], folders: Iterable[Path]) -> None:
-    """Flush files, then folders, side by side: the disk's journal takes several at once."""
-    with ThreadPoolExecutor(8) as pool:
-        for several in (files, folders):
-            for _ in pool.map(fsync, several):
-                pass
+def fsync_all(paths: Iterable[Path]) -> None:
+    """Flush several files or folders side by side: a disk's journal takes them as one."""
+    several = list(paths)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(fsync, several):
+            pass
 
 
 def make_folder(path: Path) -> None:

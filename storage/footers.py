@@ -47,9 +47,11 @@ class Footer:
     """By the name of the table's column."""
 
 
-def read_footer(path: Path | str, size_bytes: int) -> Footer:
-    """Read the footer of a file. Raises OSError or ValueError (pyarrow's) when it is no whole Parquet file."""
-    metadata = pq.read_metadata(path)
+def read_footer(file: Path | bytes) -> Footer:
+    """Read the footer of a file, or of its content. Raises OSError, or pyarrow's error when it is not a whole one."""
+    content = isinstance(file, bytes)
+    metadata = pq.read_metadata(pa.BufferReader(file) if content else file)
+    size_bytes = len(file) if content else file.stat().st_size
     schema = metadata.schema.to_arrow_schema()
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = {}
@@ -58,7 +60,7 @@ def read_footer(path: Path | str, size_bytes: int) -> Footer:
         columns[field.name] = _facts(field.type, [group.column(leaf) for group in groups])
         leaf += 1
     if leaf != metadata.num_columns:
-        raise ValueError(f"{path} has nested columns other than lists of plain values")
+        raise pa.ArrowInvalid(f"{'the file' if content else file} has nested columns other than lists of plain values")
     return Footer(metadata.num_rows, size_bytes, metadata.serialized_size, schema, columns)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from pathlib import Path
 
 import duckdb
 
@@ -16,7 +15,7 @@ from strop.storage.bounds import mend
 from strop.storage.catalog_db import CatalogDb, open_catalog_db
 from strop.storage.ducklake_tables import insert
 from strop.storage.errors import CatalogError
-from strop.storage.place import place_of
+from strop.storage.place import Place
 from strop.storage.sole_use import through_duckdb
 
 CREATE = "CREATE TABLE IF NOT EXISTS strop_keys (key VARCHAR PRIMARY KEY, snapshot_id BIGINT NOT NULL)"
@@ -29,16 +28,15 @@ EVER = "SELECT key, snapshot_id FROM lake.stage_runs"
 """Of a lake that has no such table yet: DuckLake's virtual column says which snapshot brought a row."""
 
 
-def keep_keys(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+def keep_keys(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
     """Make the table, where the lake has none, with every key committed so far; mend the statistics of its tables.
 
     The caller holds the commit lock.
     """
-    place = place_of(root)
     with contextlib.suppress(CatalogError), open_catalog_db(place, write=False) as db:
         db.execute(FIND, {"key": ""})
         return
-    with through_duckdb(root):
+    with through_duckdb(place.root):
         ever = dict(connection.execute(EVER).fetchall())
     with open_catalog_db(place, write=True) as db:
         db.execute(CREATE)

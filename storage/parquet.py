@@ -69,7 +69,7 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
     make_folder(path.parent)
     fresh = path.with_name(f".{path.name}.writing")
     try:
-        encode(fresh, row, table)
+        _encode(table, row, fresh)
         fsync(fresh)
         fresh.replace(path)
     except BaseException:
@@ -79,12 +79,18 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
     return path
 
 
-def encode(path: Path, row: type[Row], table: pa.Table) -> None:
-    """Write the file as such: nothing says yet that it reaches the disk."""
+def to_bytes(row: type[R], rows: Sequence[R]) -> bytes:
+    """The content of such a file, for few rows."""
+    sink = pa.BufferOutputStream()
+    _encode(to_arrow(row, rows), row, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _encode(table: pa.Table, row: type[Row], sink: Path | pa.NativeFile) -> None:
     dictionary, split = _encodings(row)
     pq.write_table(
         table,
-        path,
+        sink,
         compression="zstd",
         compression_level=3,
         row_group_size=8192,

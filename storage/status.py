@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import duckdb
 
 from strop.storage.catalog import read_catalog
 from strop.storage.errors import LakeError
 from strop.storage.parquet import from_arrow
+from strop.storage.place import Place
 from strop.storage.sole_use import through_duckdb
 from strop.storage.tables import Policy, Row
 from strop.storage.views import view_sql
@@ -22,7 +22,7 @@ from strop.storage.views import view_sql
 
 def with_status(
     connection: duckdb.DuckDBPyConnection,
-    root: Path,
+    place: Place,
     rows: Mapping[str, Sequence[Row]],
     policy_status: Mapping[int, str],
 ) -> tuple[dict[str, Sequence[Row]], list[int]]:
@@ -35,11 +35,11 @@ def with_status(
         return given, []
     moved = [row for row in given.get(Policy.TABLE, ()) if isinstance(row, Policy)]
     ended = []
-    catalog = read_catalog(root)
+    catalog = read_catalog(place.root)
     table = catalog.tables[Policy.TABLE]
     for file in table.files:
         sql = view_sql(dataclasses.replace(table, files=(file,)), catalog.snapshot)
-        with through_duckdb(root):
+        with through_duckdb(place.root):
             held = from_arrow(Policy, connection.execute(sql).to_arrow_table())
         if any(policy.policy_id in policy_status for policy in held):
             moved += held

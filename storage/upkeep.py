@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from strop.storage.durable import fsync
+from strop.storage.place import Place
 from strop.storage.tables import TABLES, Rollout
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ FORGOTTEN = "FROM ducklake_cleanup_old_files('lake', older_than => ?::TIMESTAMPT
 UNREGISTERED = "FROM ducklake_delete_orphaned_files('lake', older_than => ?::TIMESTAMPTZ)"
 
 
-def merge_small_files(connection: duckdb.DuckDBPyConnection, root: Path, *, rollouts: bool = False) -> None:
+def merge_small_files(connection: duckdb.DuckDBPyConnection, place: Place, *, rollouts: bool = False) -> None:
     """Merge the small files of every table, of the rollouts only if asked, in one transaction under the lake's lock."""
     connection.execute("BEGIN")
     try:
-        with synced(root):
+        with synced(place):
             for row in TABLES:
                 if rollouts or row is not Rollout:
                     connection.execute(MERGE.format(table=row.TABLE, small=SMALL)).fetchall()
@@ -48,11 +49,12 @@ def merge_small_files(connection: duckdb.DuckDBPyConnection, root: Path, *, roll
 
 
 @contextlib.contextmanager
-def synced(root: Path, table: str = "*") -> Iterator[None]:
+def synced(place: Place, table: str = "*") -> Iterator[None]:
     """Flush to the disk what DuckDB itself writes for a table within: it never does, and the catalog relies on it."""
-    before = set(root.glob(f"data/main/{table}/*.parquet"))
+    pattern = f"data/main/{table}/*.parquet"
+    before = set() if place.data else set(place.root.glob(pattern))
     yield
-    written = set(root.glob(f"data/main/{table}/*.parquet")) - before
+    written = set() if place.data else set(place.root.glob(pattern)) - before
     for path in written:
         fsync(path)
     for folder in {path.parent for path in written}:
@@ -77,7 +79,7 @@ def sweep(lake: Lake, older_than: datetime.timedelta = datetime.timedelta(days=1
     """
     now = datetime.datetime.now(datetime.UTC)
     with lake.exclusive() as connection:
-        merge_small_files(connection, lake.root, rollouts=True)
+        merge_small_files(connection, lake.place, rollouts=True)
         removed = 0
         for query in (FORGOTTEN, UNREGISTERED):
             removed += len(connection.execute(query, [now - older_than]).fetchall())

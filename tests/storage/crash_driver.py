@@ -24,10 +24,11 @@ from typing import Any
 from lake_rows import ledger, rollouts
 
 from strop.storage import commit as commit_module
-from strop.storage import extensions
+from strop.storage import data_files, extensions
 from strop.storage.console import open_console
 from strop.storage.lake import Lake, open_lake
 from strop.storage.parquet import write_rows
+from strop.storage.place import Place
 from strop.storage.tables import Policy, Rollout, Score
 
 COUNTS = """
@@ -57,6 +58,12 @@ class Clock:
 
 
 CLOCK = Clock()
+STEPS = (
+    (commit_module, "to_bytes"),
+    (commit_module, "read_footer"),
+    (data_files, "make_folder"),
+    (data_files, "fsync_all"),
+)
 
 
 class MortalDuckDb:
@@ -107,8 +114,8 @@ def dying_at(root: Path, step: int) -> Callable[[], None]:
         with open_lake(root) as lake:
             lake._connection = MortalDuckDb(lake._connection)  # type: ignore[assignment]
             sqlite3.connect = partial(sqlite3.connect, factory=MortalSqlite)  # type: ignore[assignment]
-            for name in ("make_folder", "encode", "fsync_all", "read_footer"):
-                setattr(commit_module, name, CLOCK.stepping(getattr(commit_module, name)))
+            for module, name in STEPS:
+                setattr(module, name, CLOCK.stepping(getattr(module, name)))
             CLOCK.left = step
             commit(lake)
 
@@ -127,7 +134,7 @@ def check(root: Path, what: str) -> None:
     _, status = os.waitpid(in_child(lambda: whole(root)), 0)
     with open_console(root) as console:
         retried = console.query(COUNTS).rows[0]
-        files = [str(file.path) for table in console._catalog.tables.values() for file in table.files]
+        files = [file.path for table in console._catalog.tables.values() for file in table.files]
     on_disk = [str(path) for path in (root / "data/main/rollouts").rglob("*.parquet")]
     print(
         json.dumps(
@@ -146,9 +153,9 @@ def check(root: Path, what: str) -> None:
 
 def main(folder: Path, random_kills: int) -> None:
     template = folder / "template"
-    loaded = extensions.connect()
+    loaded = extensions.connect(Place(folder))
     loaded.execute("SET threads = 1")
-    extensions.connect = lambda: loaded
+    extensions.connect = lambda place: loaded
 
     def make() -> None:
         policy = Policy(policy_id=1, status="candidate", kind="full", path="p", content_hash="h")

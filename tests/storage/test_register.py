@@ -20,11 +20,11 @@ from lake_rows import NOON, ledger, one_of_each, rollouts
 from strop.storage import commit as commit_module
 from strop.storage.catalog_db import open_catalog_db
 from strop.storage.commit import Commit
+from strop.storage.data_files import data_files
 from strop.storage.errors import CatalogError, LakeError
 from strop.storage.footers import LONGEST, read_footer
 from strop.storage.lake import Lake, open_lake
 from strop.storage.parquet import to_arrow, write_rows
-from strop.storage.place import place_of
 from strop.storage.tables import Example, Policy, Rollout, Row, Score, StageRun
 
 FILES = """
@@ -66,11 +66,11 @@ def by_ducklake(lake: Lake, key: str, files: Mapping[str, Sequence[Path]], rows:
     """The same commit through DuckLake's own call, as Strop made it before."""
     run = ledger(key)
     commit = Commit(run, files, {**rows, "stage_runs": [*rows.get("stage_runs", ()), run]}, {}, "")
-    placed = commit_module._place(lake.root, commit, [])
+    placed = commit_module._place(data_files(lake.place), commit, [])
     signature = commit_module._signature(commit)
     lake._connection.execute("BEGIN")
-    for table, paths in placed.items():
-        names = [str(path) for path in paths]
+    for table in {file.table for file in placed}:
+        names = [f"{lake.root}/data/main/{table}/{file.path}" for file in placed if file.table == table]
         lake._connection.execute(f"CALL ducklake_add_data_files('lake', '{table}', ?::VARCHAR[])", [names])
     say = "CALL lake.set_commit_message(?, ?, extra_info => ?)"
     lake._connection.execute(say, [signature.author, signature.message, signature.extra])
@@ -293,7 +293,7 @@ def test_a_reader_in_a_transaction_stays_where_it_was(lake: Lake) -> None:
 def test_long_texts_have_no_bounds_and_short_ones_do(tmp_path: Path) -> None:
     rows = [Example(kind="sft", prompt=text, completion="k") for text in ("a" * LONGEST, "b" * (LONGEST + 1))]
     path = write_rows(tmp_path / "e.parquet", Example, rows)
-    facts = read_footer(path, path.stat().st_size).columns
+    facts = read_footer(path).columns
     assert (facts["prompt"].low, facts["prompt"].high) == ("a" * LONGEST, None)
     assert (facts["completion"].low, facts["completion"].high) == ("k", "k")
     assert (facts["chosen"].values, facts["chosen"].nulls) == (0, 2)
@@ -311,7 +311,7 @@ def test_an_error_of_the_catalog_is_a_failed_commit(lake: Lake, monkeypatch: pyt
 
 def test_duckdb_is_kept_from_a_catalog_that_python_writes(lake: Lake) -> None:
     """Its SQLite library would remove the log with the transaction in it: file locks do not hold within a process."""
-    with open_catalog_db(place_of(lake.root), write=True) as db:
+    with open_catalog_db(lake.place, write=True) as db:
         db.execute("UPDATE ducklake_snapshot_changes SET author = 'me'")
         with pytest.raises(RuntimeError, match="within a transaction of open_catalog_db"):
             lake.query("SELECT count(*) FROM scores")
