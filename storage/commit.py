@@ -25,7 +25,6 @@ import duckdb
 from strop.storage import keys
 from strop.storage.catalog_db import open_catalog_db
 from strop.storage.data_files import DataFiles, data_files
-from strop.storage.ducklake_tables import check_format
 from strop.storage.errors import LakeError, did_you_mean
 from strop.storage.footers import read_footer
 from strop.storage.ids import digest
@@ -71,7 +70,6 @@ def commit_locked(connection: duckdb.DuckDBPyConnection, place: Place, commit: C
         with open_catalog_db(place, write=True) as db:
             if keys.find(db, key) is not None:
                 return None
-            check_format(db, place)
             files = _place(data_files(place), dataclasses.replace(commit, rows=rows), placed)
             snapshot = register(db, files, _signature(commit), ended)
             keys.add(db, key, snapshot)

@@ -6,7 +6,6 @@ key is in the snapshot's `commit_extra_info`; it is taken from there before the 
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import duckdb
@@ -14,7 +13,6 @@ import duckdb
 from strop.storage.bounds import mend
 from strop.storage.catalog_db import CatalogDb, open_catalog_db
 from strop.storage.ducklake_tables import insert
-from strop.storage.errors import CatalogError
 from strop.storage.place import Place
 from strop.storage.sole_use import through_duckdb
 
@@ -33,17 +31,15 @@ def keep_keys(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
 
     The caller holds the commit lock.
     """
-    with contextlib.suppress(CatalogError), open_catalog_db(place, write=False) as db:
-        db.execute(FIND, {"key": ""})
-        return
-    with through_duckdb(place.root):
-        ever = dict(connection.execute(EVER).fetchall())
     with open_catalog_db(place, write=True) as db:
         db.execute(CREATE)
         db.execute(INDEX)
-        catch_up(db)
-        known = {row["key"] for row in db.execute("SELECT key FROM strop_keys")}
-        insert(db, "strop_keys", [{"key": k, "snapshot_id": s} for k, s in ever.items() if k not in known])
+        if db.execute("SELECT 1 AS there FROM strop_keys LIMIT 1"):
+            return
+    with through_duckdb(place.root):
+        ever = dict(connection.execute(EVER).fetchall())
+    with open_catalog_db(place, write=True) as db:
+        insert(db, "strop_keys", [{"key": key, "snapshot_id": snapshot} for key, snapshot in ever.items()])
         mend(db)
 
 

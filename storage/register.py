@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from strop.storage.bounds import widen
 from strop.storage.catalog_db import CatalogDb, CatalogRow
-from strop.storage.ducklake_tables import CatalogTable, insert, read_tables
+from strop.storage.ducklake_tables import CatalogTable, id_list, insert, read_tables
 from strop.storage.errors import LakeError
 from strop.storage.footers import ARROW, Footer
 
@@ -25,7 +25,7 @@ WHERE snapshot_id = (SELECT max(snapshot_id) FROM ducklake_snapshot)"""
 MAPPINGS = """
 SELECT m.mapping_id, m.table_id, n.source_name, n.target_field_id, n.parent_column
 FROM ducklake_column_mapping m JOIN ducklake_name_mapping n USING (mapping_id)
-WHERE m.type = 'map_by_name' ORDER BY m.mapping_id, n.column_id"""
+WHERE m.type = 'map_by_name' AND m.table_id IN ({tables}) ORDER BY m.mapping_id, n.column_id"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +50,13 @@ class Signature:
 def register(db: CatalogDb, files: Sequence[Placed], signature: Signature, ended: Sequence[int] = ()) -> int:
     """Add files in a new snapshot, and end others with it; its id. Files without rows are left out.
 
-    Raises LakeError when a file's columns are not those of its table.
+    Raises LakeError when a file's columns are not those of its table, or the catalog is of another format.
     """
     newest = db.execute(NEWEST)[0]
     snapshot, next_id = newest["snapshot_id"] + 1, newest["next_file_id"]
-    tables = read_tables(db)
+    tables = read_tables(db, {file.table for file in files})
     by_table: dict[str, list[Placed]] = defaultdict(list)
     for file in files:
-        if file.table not in tables:
-            raise LakeError(f"the lake has no table {file.table!r}: it was made by an older Strop")
         _check(tables[file.table], file)
         if file.footer.rows:
             by_table[file.table].append(file)
@@ -109,7 +107,8 @@ def _same(found: pa.DataType, wanted: pa.DataType) -> bool:
 def _mappings(db: CatalogDb, tables: Iterable[CatalogTable], next_id: int) -> tuple[dict[int, int], int]:
     """For each table the mapping from names in files to its columns, made where there is none; and the next free id."""
     known: dict[tuple[int, int], list[tuple[str, int, int | None]]] = defaultdict(list)
-    for row in db.execute(MAPPINGS):
+    tables = list(tables)
+    for row in db.execute(MAPPINGS.format(tables=id_list(table.id for table in tables))):
         entry = (row["source_name"], row["target_field_id"], row["parent_column"])
         known[row["table_id"], row["mapping_id"]].append(entry)
     by_content = {(table, tuple(entries)): mapping for (table, mapping), entries in known.items()}

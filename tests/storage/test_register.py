@@ -249,7 +249,7 @@ def test_another_catalog_format_is_refused(lake: Lake) -> None:
 
 def test_a_partitioned_table_is_refused(lake: Lake) -> None:
     lake._connection.execute("ALTER TABLE scores SET PARTITIONED BY (round)")
-    with pytest.raises(LakeError, match=r"table 'scores' of .* is partitioned"):
+    with pytest.raises(LakeError, match="table 'scores' is partitioned"):
         lake.commit(ledger("a"), rows={"scores": scores(0, 3)})
 
 
