@@ -127,7 +127,7 @@ def _texts(dice: np.random.Generator, n: int, length: int) -> pa.Array:
     words = letters[np.minimum(np.random.default_rng(0).geometric(0.12, (8192, WORD_BYTES)) - 1, 25)]
     words[:, -1] = ord(" ")
     each = length // WORD_BYTES
-    chosen = np.minimum(dice.zipf(1.3, n * each), 8192) - 1
+    chosen = np.minimum(dice.zipf(1.15, n * each), 8192) - 1
     offsets = np.arange(0, (n + 1) * each * WORD_BYTES, each * WORD_BYTES, dtype=np.int32)
     text = words[chosen].reshape(-1)
     return pa.StringArray.from_buffers(n, pa.py_buffer(offsets), pa.py_buffer(text))

@@ -1,7 +1,7 @@
 """The lake beside what people keep rollouts in: JSON lines, a `datasets` folder, a SQLite table of compressed rows.
 
-Each store gets the same rollouts with their verdict, in the way its own users write it, fsynced. Then: bytes, pass@1 per
-round, and one whole rollout by id.
+Each store gets the same rollouts with their verdict, in the way its own users write it, fsynced. Then: bytes, pass@1
+per round, and one whole rollout by id.
 """
 
 from __future__ import annotations
