@@ -16,6 +16,7 @@ from strop.storage.catalog import LiveColumn, LiveFile, LiveTable, read_catalog
 from strop.storage.console import open_console
 from strop.storage.errors import LakeError
 from strop.storage.lake import Lake
+from strop.storage.ready_views import READY
 from strop.storage.tables import (
     BY_NAME,
     Decision,
@@ -207,14 +208,14 @@ def test_pass_rates_leave_errors_out_and_count_a_redone_score_once(lake: Lake) -
     with open_console(lake.root) as console:
         rates = console.query("SELECT * FROM v_pass_rates")
         described = next(t for t in console.tables() if t.name == "v_pass_rates")
-    assert rates.rows == [("t-s0", 1, "answer", 7, "sums", "heldout", None, 3, 2, 2 / 3)]
+    assert rates.rows == [("t-s0", 1, "answer", "", 7, "sums", "heldout", None, 3, 2, 2 / 3)]
     assert [(c.name, c.sql_type) for c in described.columns] == list(zip(rates.columns, rates.types, strict=True))
 
 
 def test_every_table_and_column_is_documented(lake: Lake) -> None:
     with open_console(lake.root) as console:
         tables = {t.name: t for t in console.tables()}
-        assert set(tables) == {*BY_NAME, "v_rounds", "v_pass_rates"}
+        assert set(tables) == {*BY_NAME, *READY}
         for table in tables.values():
             assert table.doc
             assert all(c.doc for c in table.columns), table.name
