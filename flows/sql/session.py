@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,21 +74,26 @@ class Session:
             form = formats.SUFFIXES.get(target.suffix.lower(), form)
         if form == "parquet" and target is None:
             raise LakeError("parquet is no text: name a file for it (-o FILE, or \\o FILE in the console)")
-        started = time.monotonic()
+        if target is not None:
+            self._write(console, sql, form, target)
+            return
         with console.stream(sql, timeout_s=self.timeout_s, stuck=stuck) as found:
-            if target is None:
-                self.screen.show(self._shown(found, form))
-                return
-            from strop.flows.replacing import replacing
+            self.screen.show(self._shown(found, form))
 
-            with replacing(target, force=self.force, outside=self.lake) as path:
-                if form == "parquet":
-                    formats.parquet(found, path)
-                else:
-                    with path.open("w", encoding="utf-8", newline="") as file:
-                        file.writelines(formats.text(found, form, expanded=bool(self.expanded)))
-            if self.timing:
-                self.screen.show([f"{_rows(found)} to {target} in {time.monotonic() - started:.3f} s\n"])
+    def _write(self, console: Console, sql: str, form: str, target: Path) -> None:
+        from strop.flows.replacing import replacing
+
+        with (
+            replacing(target, force=self.force, outside=self.lake) as path,  # first: a long query must not be in vain
+            console.stream(sql, timeout_s=self.timeout_s, stuck=stuck) as found,
+        ):
+            if form == "parquet":
+                formats.parquet(found, path)
+            else:
+                with path.open("w", encoding="utf-8", newline="") as file:
+                    file.writelines(formats.text(found, form, expanded=bool(self.expanded)))
+        if self.timing:
+            self.screen.show([f"{_rows(found)} to {target}, {found.seconds * 1000:,.0f} ms\n"])
 
     def _shown(self, found: Stream, form: str) -> Iterator[str]:
         yield from formats.text(found, form, width=self.screen.width, expanded=self.expanded)
