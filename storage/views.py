@@ -144,4 +144,6 @@ WHERE s.subject_kind = 'rollout' AND s.step_index IS NULL AND s.verdict IN ('pas
 GROUP BY ALL""",
 )
 
-READY: dict[str, ReadyView] = {view.name: view for view in (V_ROUNDS, V_PASS_RATES)}
+from strop.storage.majority import V_AT_K  # noqa: E402 (needs ReadyView, and READY needs it)
+
+READY: dict[str, ReadyView] = {view.name: view for view in (V_ROUNDS, V_PASS_RATES, V_AT_K)}

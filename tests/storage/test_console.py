@@ -278,7 +278,7 @@ def test_batches_go_through_the_gate_and_fail_in_words(lake: Lake) -> None:
     with open_console(lake.root) as console:
         with pytest.raises(LakeError, match="does not allow the table function read_csv"):
             next(console.batches("SELECT * FROM read_csv('x.csv')"))
-        with pytest.raises(LakeError, match="the query failed.*late"):
+        with pytest.raises(LakeError, match=r"the query failed.*late"):
             list(console.batches(late, rows=10))
         with pytest.raises(LakeError, match=r"longer than 0\.2 s"):
             list(console.batches(slow, timeout_s=0.2))

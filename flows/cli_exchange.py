@@ -1,0 +1,270 @@
+"""`strop export | import`: rows and policies to other programs, rollouts from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from strop.flows import options, output
+from strop.storage.errors import LakeError, PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from strop.storage.console import Console
+
+WHAT = "pairs, sft, unpaired, prompts, rollouts, problems, scores, examples; or policy"
+FORMAT = "trl, trl-chat, chat, verl, strop or rows; for a policy its name, RUN/rK"
+IMPORTS = ("strop", "nemo-skills", "verifiers", "pairs")
+
+
+def export(
+    what: Annotated[str, typer.Argument(help=WHAT + ".", metavar="WHAT")],
+    form: Annotated[str, typer.Argument(help=FORMAT + ".", metavar="FORMAT")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="A .jsonl or .parquet file, or a folder for `load_dataset`.")
+    ],
+    lake: options.Lake = options.LAKE,
+    run: Annotated[Optional[str], typer.Option("--run", metavar="ID", help="Only this run.")] = None,  # noqa: UP045
+    rounds: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--round", metavar="K", help="Only this round, or these: 2-5."),
+    ] = None,
+    policy: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--policy", metavar="NAME", help="Only rollouts it sampled, or examples it was trained on."),
+    ] = None,
+    split: Annotated[Optional[str], typer.Option("--split", help="train or heldout.")] = None,  # noqa: UP045
+    scorer: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--scorer", help="Whose verdicts count; all must agree when left out."),
+    ] = None,
+    where: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--where", metavar="SQL", help="A condition, e.g. \"verdict = 'pass' AND level > 3\"."),
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="At most so many rows.")] = None,  # noqa: UP045
+    shuffle_seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--shuffle-seed", help="Shuffle by this seed; else by run, round and id."),
+    ] = None,
+    as_of: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--as-of", metavar="WHEN", help="The lake as it stood at snapshot=N."),
+    ] = None,
+    verify: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--verify", help="verl: the verifier of reward.py, instead of the run's own."),
+    ] = None,
+    plugins: Annotated[
+        Path, typer.Option("--plugins", help="verl: folder of the recipe's own plugin files.", show_default="here")
+    ] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Write rows or a policy for another program.
+
+    trl: text; trl-chat: messages; chat: {"messages": [...]}; verl: prompts and a reward function; strop: rollouts with
+    problem and scores, which `strop import strop` reads; rows: the table's own columns.
+    """
+    from strop.storage.console import open_console
+
+    with open_console(lake, snapshot=snapshot_of(lake, as_of, run)) as console:
+        if what == "policy":
+            _policy(console, form, out, force=force, json=json)
+            return
+        _rows(
+            console,
+            (what, form, out),
+            {
+                "run_id": run,
+                "rounds": round_range(rounds),
+                "policy": policy,
+                "split": split,
+                "scorer": scorer,
+                "where": where,
+                "limit": limit,
+                "shuffle_seed": shuffle_seed,
+            },
+            reward=(verify, plugins),
+            force=force,
+            json=json,
+        )
+
+
+def _policy(console: Console, name: str, out: Path, *, force: bool, json: bool) -> None:
+    from strop.storage.exchange.policy import export_policy
+
+    done = export_policy(console, name, out, force=force)
+    if json:
+        print(output.as_json({"path": done.path, "policy": done.name, "files": done.files}))
+    else:
+        print(f"{done.path}: {done.name}, {', '.join(done.files)}")
+
+
+def _rows(
+    console: Console,
+    target: tuple[str, str, Path],
+    asked: dict[str, Any],
+    *,
+    reward: tuple[str | None, Path],
+    force: bool,
+    json: bool,
+) -> None:
+    from strop.storage.exchange.export import export as write
+    from strop.storage.exchange.place import check_free
+    from strop.storage.exchange.selection import Selection
+
+    what, form, out = target
+    check_free(out, force=force)
+    if asked["split"] not in (None, "train", "heldout"):
+        raise typer.BadParameter(f"{asked['split']!r}; there is: heldout, train", param_hint="--split")
+    beside = reward_files(console, asked["run_id"], *reward) if form == "verl" else {}
+    done = write(console, what, form, out, Selection(**asked), force=force, beside=beside)
+    if json:
+        print(output.as_json({"path": done.path, "snapshot": done.snapshot, "rows": done.rows}))
+    else:
+        counts = ", ".join(f"{number} {split}" for split, number in done.rows.items())
+        print(f"{done.path}: {counts.replace(' all', '')} {what} ({form}), snapshot {done.snapshot}")
+
+
+def reward_files(console: Console, run: str | None, verify: str | None, folder: Path) -> dict[str, str]:
+    """`reward.py` for verl, and the user's own plugin files it needs. Raises LakeError or PluginError."""
+    import json
+    from importlib import metadata
+
+    from strop.core.reward import Reward, local_files, spec
+    from strop.storage.exchange.verl import reward_file
+    from strop.storage.views import literal
+
+    only = "" if run is None else f" WHERE run_id = {literal(run)}"
+    runs = console.query(f"SELECT run_id, recipe_json, seed FROM runs{only} ORDER BY run_id").rows
+    if not runs:
+        known = [row[0] for row in console.query("SELECT run_id FROM runs").rows]
+        raise LakeError(f"the lake {console.root} has no run {run!r}{did_you_mean(run or '', known)}")
+    if len(runs) > 1:
+        raise LakeError(f"reward.py is of one run: choose it with --run{did_you_mean('', [row[0] for row in runs])}")
+    run_id, text, seed = runs[0]
+    recipe = json.loads(text)
+    if verify is not None:
+        recipe["round"] = [{"verify": {"use": verify, "as": Path(verify).stem}}]
+    found = spec(recipe, seed)
+    files = {}
+    for name in local_files(found):
+        if not (folder / name).is_file():
+            raise PluginError(f"the run's recipe has a plugin of its own, {name}: --plugins names the folder it is in")
+        files[name] = (folder / name).read_text(encoding="utf-8")
+    Reward(found, folder)  # a reward that cannot be loaded is not worth exporting
+    return {**files, "reward.py": reward_file(found, run=run_id, version=metadata.version("strop"))}
+
+
+def round_range(text: str | None) -> tuple[int, int] | None:
+    """First and last round of `3` or `2-5`. Raises a usage error."""
+    if text is None:
+        return None
+    first, _, last = text.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal():
+        raise typer.BadParameter(f"{text!r}: a round, 3, or a range of them, 2-5", param_hint="--round")
+    return int(first), int(last or first)
+
+
+def snapshot_of(lake: Path, as_of: str | None, run: str | None) -> int | None:
+    """The snapshot that `--as-of` names; None = the newest. Raises a usage error."""
+    if as_of is None:
+        return None
+    kind, _, number = as_of.partition("=")
+    if kind != "snapshot" or not number.isdecimal():
+        raise typer.BadParameter(f"{as_of!r}: write snapshot=N", param_hint="--as-of")
+    return int(number)
+
+
+def import_(
+    form: Annotated[str, typer.Argument(help=f"{', '.join(IMPORTS)}.", metavar="FORMAT")],
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders that hold them.", metavar="PATH...")],
+    run_id: Annotated[str, typer.Option("--run-id", metavar="ID", help="Name of the imported run.")],
+    lake: options.Lake = options.LAKE,
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--task", help="Label of the task; else what the files say, or the name of their folder."),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", help="The model that sampled, where the files do not say."),
+    ] = None,
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--split", help="train or heldout; else what the files say, or train."),
+    ] = None,
+    pass_threshold: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--pass-threshold", help="verifiers: least reward that passes.", show_default="0.5"),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad lines out, and list them in the lake's logs.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Read rollouts of other programs into the lake, as a run.
+
+    strop: lines of `strop export rollouts strop`; nemo-skills: output-rs*.jsonl; verifiers: traces.jsonl or
+    results.jsonl; pairs: prompt, chosen, rejected. The same files again change nothing.
+    """
+    from strop.core.imports.formats import find
+    from strop.core.imports.job import import_files
+    from strop.core.imports.sample import Options
+    from strop.storage.lake import open_lake
+
+    if split not in (None, "train", "heldout"):
+        raise typer.BadParameter(f"{split!r}; there is: heldout, train", param_hint="--split")
+    chosen = find(form)
+    with open_lake(lake, create=True) as opened:
+        done = import_files(
+            opened,
+            chosen,
+            paths,
+            run_id,
+            Options(task, model, split, pass_threshold),
+            skip_bad=skip_bad,
+            progress=_progress(),
+        )
+    report = _skipped(lake, run_id, done.skipped)
+    if json:
+        facts = {"run_id": done.run_id, "rows": done.counts, "new_shards": done.new, "skipped": len(done.skipped)}
+        print(output.as_json({**facts, "skipped_in": report}))
+        return
+    counts = ", ".join(f"{number} {table}" for table, number in done.counts.items())
+    print(f"{run_id}: {counts}" + ("" if done.new else "; all of it was there before"))
+    if report:
+        print(f"{len(done.skipped)} lines left out, listed in {report}")
+
+
+def _skipped(lake: Path, run_id: str, lines: list[tuple[str, int, str]]) -> Path | None:
+    """Write the list of lines left out; its path, or None where there are none."""
+    import json
+
+    if not lines:
+        return None
+    path = lake / "logs" / run_id / "import-skipped.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "".join(
+            json.dumps({"file": file, "line": line, "error": why}, ensure_ascii=False) + "\n"
+            for file, line, why in lines
+        ),
+        encoding="utf-8",
+    )
+    return path
+
+
+def _progress() -> Any:
+    """Progress on one line of stderr, where somebody sees it."""
+    import sys
+
+    if not sys.stderr.isatty():
+        return None
+
+    def show(what: str, done: int, total: int) -> None:
+        end = "\n" if total and done >= total else "\r"
+        print(f"{what} {done}{f' of {total}' if total else ''}", end=end, file=sys.stderr, flush=True)
+
+    return show
