@@ -36,9 +36,7 @@ V_AT_K = ReadyView(
     """
 WITH judged AS (
   SELECT r.run_id, r.round, r.policy_id, s.scorer, r.problem_id, s.answer, (s.verdict = 'pass')::INTEGER AS passed,
-    row_number() OVER (
-      PARTITION BY r.run_id, r.round, r.policy_id, s.scorer, r.problem_id ORDER BY r.sample_index, r.rollout_id, s.score_id
-    ) AS place,
+    row_number() OVER (same ORDER BY r.sample_index, r.rollout_id, s.score_id) AS place,
     count(*) OVER same AS n, sum(passed) OVER same AS c,
     bool_or(s.answer IS NOT NULL) OVER (PARTITION BY r.run_id, s.scorer) AS answers
   FROM scores s JOIN rollouts r ON r.rollout_id = s.subject_id
