@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from strop.flows import cli_exchange, cli_lake, cli_plugins, cli_project, cli_run, cli_server
+from strop.flows import cli_exchange, cli_import, cli_lake, cli_plugins, cli_project, cli_run, cli_server
 from strop.flows.output import say
 from strop.storage.errors import PluginError, RecipeError, StropError
 
@@ -55,7 +55,7 @@ for _name, _command in (
     ("lineage", cli_lake.lineage),
     ("show", cli_lake.show),
     ("export", cli_exchange.export),
-    ("import", cli_exchange.import_),
+    ("import", cli_import.import_),
     ("init", cli_project.init),
     ("doctor", cli_project.doctor),
 ):

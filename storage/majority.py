@@ -10,7 +10,7 @@ from __future__ import annotations
 from strop.storage.tables import Column
 from strop.storage.views import ReadyView
 
-V_AT_K = ReadyView(
+V_AT_K: ReadyView = ReadyView(
     "v_at_k",
     "One row per run, round, policy, scorer, problem and k (powers of two, and all n): pass@k, mean@k, majority@k.",
     ("scores", "rollouts", "problems"),

@@ -9,6 +9,7 @@ where it is 'completed'. `reward_model_score` is a graded score. A file without 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -80,16 +81,10 @@ def _line(
         yield Sample(
             problem_ref=(task, number),
             problem=first[2],
-            rollout=_numbered(rollout, index),
+            rollout=dataclasses.replace(rollout, sample_index=index or 0),
             scores=scores,
             policy=options.model or "external",
         )
-
-
-def _numbered(rollout: Rollout, index: int | None) -> Rollout:
-    import dataclasses
-
-    return dataclasses.replace(rollout, sample_index=index or 0)
 
 
 def _parsed(

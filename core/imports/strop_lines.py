@@ -25,7 +25,9 @@ _LEFT |= {"round", "parent_rollout_id"}
 ROLLOUT = {column.name for column in columns(Rollout)} - _LEFT
 SCORE = {column.name for column in columns(Score)} - {"score_id", "subject_id", "problem_id", "supersedes"} - _LEFT
 _BESIDE = {"problem", "scores", "policy", "context"}
-TYPES = {kind: {c.name: c.sql_type for c in columns(kind)} for kind in (Problem, Rollout, Score)}
+TYPES: dict[type[Row], dict[str, str]] = {
+    kind: {c.name: c.sql_type for c in columns(kind)} for kind in (Problem, Rollout, Score)
+}
 
 
 def find(folder: Path) -> list[Path]:

@@ -10,23 +10,20 @@ ids where there are several sampled turns stay in `detail`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from strop.core.imports.lines import Wrong, compact, content, messages, no_files, records, text, value
+from strop.core.imports.lines import Wrong, messages, no_files, records, value
+from strop.core.imports.rewards import scores_of
 from strop.core.imports.sample import Complain, Format, Options, Sample
+from strop.core.imports.turns import problem_of, rollout_of
+from strop.core.imports.verifiers_results import result
 from strop.storage.ids import digest
-from strop.storage.tables import Problem, Rollout, Score
 
 TRUNCATED = frozenset({"max_turns", "max_input_tokens", "max_output_tokens", "max_total_tokens", "context_length"})
-THRESHOLD = 0.5
-"""verifiers' own default for what counts as solved in its pass@k."""
-_OF_LEGACY = frozenset(
-    {"example_id", "prompt", "completion", "answer", "info", "task", "reward", "error", "metrics", "is_truncated"}
-)
-_PLAIN = frozenset({"role", "content"})
 
 
 def find(folder: Path) -> list[Path]:
@@ -70,7 +67,7 @@ def _samples(found: dict[str, Any], about: dict[str, Any], path: Path, options: 
     elif "nodes" in found:
         yield _trace(found, "", options)
     elif "example_id" in found:
-        yield _legacy(found, about, path, options)
+        yield result(found, about, path, options)
     else:
         raise Wrong("neither an episode (`traces`), a trace (`nodes`) nor a result (`example_id`)")
 
@@ -81,12 +78,12 @@ def _trace(trace: dict[str, Any], env: str, options: Options) -> Sample:
     sampled = [i for i, node in enumerate(path) if node.get("sampled")]
     first = sampled[0] if sampled else len(path)
     asked = [node["message"] for node in path[:first]] or _asked(data)
-    problem = _problem(asked, data, options.task or env or str(task.get("type") or "verifiers"), options)
+    problem = problem_of(asked, data, options.task or env or str(task.get("type") or "verifiers"), options)
     errors = [error for error in trace.get("errors") or [] if error]
     failed = not trace.get("ok", not errors)
     turns = [(node["message"], bool(node.get("sampled"))) for node in path[first:]]
     agent = trace.get("agent") or {}
-    call = next((c for c in reversed(trace.get("calls") or []) if not c.get("error")), {})
+    call: dict[str, Any] = next((c for c in reversed(trace.get("calls") or []) if not c.get("error")), {})
     ids, logps = _tokens(path, sampled)
     used = [c["usage"]["completion_tokens"] for c in trace.get("calls") or [] if c.get("usage")]
     truncated = trace.get("stop_condition") in TRUNCATED or call.get("finish_reason") == "length"
@@ -98,12 +95,12 @@ def _trace(trace: dict[str, Any], env: str, options: Options) -> Sample:
         "branches": others or None,
         "nodes": [_node_tokens(node) for node in path] if len(sampled) > 1 else None,
     }
-    rollout = _rollout(problem, turns, failed, truncated, errors, rest)
+    rollout = rollout_of(problem, turns, failed, truncated, errors, rest)
     settings = call.get("sampling") or (agent.get("config") or {}).get("sampling") or {}
     return Sample(
         problem_ref=(problem.task, task.get("key") or task.get("hash") or digest(problem.prompt, problem.reference)),
         problem=problem,
-        rollout=_with(
+        rollout=dataclasses.replace(
             rollout,
             n_tokens=sum(used) or len(ids or ()),
             token_ids=ids,
@@ -112,7 +109,7 @@ def _trace(trace: dict[str, Any], env: str, options: Options) -> Sample:
             top_p=value(settings.get("top_p"), "DOUBLE", "top_p"),
             max_tokens=value(settings.get("max_tokens"), "INTEGER", "max_tokens"),
         ),
-        scores=tuple(_scores(trace.get("rewards") or {}, trace.get("metrics") or {}, failed, errors, options)),
+        scores=tuple(scores_of(trace.get("rewards") or {}, trace.get("metrics") or {}, failed, errors, options)),
         policy=options.model or (agent.get("config") or {}).get("model") or call.get("model") or "external",
     )
 
@@ -144,64 +141,6 @@ def _asked(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": system}, *given] if system else given
 
 
-def _problem(asked: list[dict[str, Any]], data: Mapping[str, Any], task: str, options: Options) -> Problem:
-    chat = [{"role": str(m["role"]), "content": content(m)} for m in asked]
-    alone = len(chat) == 1 and chat[0]["role"] == "user"
-    prompt = data.get("prompt")
-    rest = {k: v for k, v in data.items() if k not in ("prompt", "system_prompt", "answer") and v not in (None, [], {})}
-    return Problem(
-        task=task,
-        split=options.split or "train",
-        category=None,
-        prompt=prompt if isinstance(prompt, str) and prompt else "\n\n".join(m["content"] for m in chat),
-        messages=None if alone else json.dumps(chat, ensure_ascii=False),
-        reference=text(data, "answer"),
-        aux=compact(rest),
-        origin="import",
-    )
-
-
-def _rollout(
-    problem: Problem,
-    turns: list[tuple[dict[str, Any], bool]],
-    failed: bool,
-    truncated: bool,
-    errors: list[dict[str, Any]],
-    rest: dict[str, Any],
-) -> Rollout:
-    """The turns as one text, with where each begins and which of it the policy wrote."""
-    completion, offsets, spans = "", [], []
-    for message, sampled in turns:
-        start = len(completion)
-        offsets.append(start)
-        completion += content(message)
-        if sampled:
-            spans += [start, len(completion)]
-    beyond = [{key: item for key, item in message.items() if key not in _PLAIN and item} for message, _ in turns]
-    if any(beyond):
-        rest = {**rest, "turns": beyond}
-    several = len(turns) > 1
-    return Rollout(
-        problem_id=0,
-        sample_index=-1,
-        split=problem.split,
-        prompt=problem.prompt,
-        completion=completion,
-        turn_offsets=offsets if several else None,
-        turn_roles=[str(message["role"]) for message, _ in turns] if several else None,
-        loss_spans=spans if several else None,
-        finish_reason="error" if failed else "length" if truncated else "stop",
-        error=_said(errors) if failed else None,
-        detail=compact({key: item for key, item in rest.items() if item is not None}),
-    )
-
-
-def _with(rollout: Rollout, **fields: Any) -> Rollout:
-    import dataclasses
-
-    return dataclasses.replace(rollout, **fields)
-
-
 def _tokens(path: list[dict[str, Any]], sampled: list[int]) -> tuple[list[int] | None, list[float] | None]:
     """The sampled tokens and their log-probabilities, of a single turn: of several they would not make up the text."""
     if len(sampled) != 1 or sampled[0] != len(path) - 1:
@@ -215,97 +154,6 @@ def _tokens(path: list[dict[str, Any]], sampled: list[int]) -> tuple[list[int] |
 
 def _node_tokens(node: dict[str, Any]) -> dict[str, Any]:
     return {key: node[key] for key in ("token_ids", "mask", "logprobs") if node.get(key)}
-
-
-def _scores(
-    rewards: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    failed: bool,
-    errors: list[dict[str, Any]],
-    options: Options,
-    total: float | None = None,
-    threshold: float = THRESHOLD,
-) -> Iterator[Score]:
-    """The sum first, then its parts. A failed rollout has an error in place of a sum."""
-    parts = {}
-    for name, reward in rewards.items():
-        given = reward if isinstance(reward, Mapping) or reward is None else {"score": reward}
-        parts[name] = given and (value(given["score"], "DOUBLE", name), value(given.get("weight"), "DOUBLE", name))
-    if failed:
-        yield Score(subject_id=0, scorer="reward", scorer_version="import", verdict="error", reason=_said(errors))
-    elif parts or total is not None:
-        known = [(s or 0.0) * (1.0 if w is None else w) for s, w in filter(None, parts.values())]
-        sum_ = total if total is not None else sum(known)
-        least = options.pass_threshold if options.pass_threshold is not None else threshold
-        verdict = "pass" if sum_ >= least else "fail"
-        yield Score(subject_id=0, scorer="reward", scorer_version="import", verdict=verdict, value=sum_)
-    for name, part in parts.items():
-        detail = compact({"weight": part[1]}) if part and part[1] not in (None, 1.0) else None
-        yield _graded(f"reward.{name}", part[0] if part else None, detail)
-    for name, metric in metrics.items():
-        yield _graded(f"metric.{name}", value(metric, "DOUBLE", name))
-
-
-def _graded(scorer: str, found: float | None, detail: str | None = None) -> Score:
-    """A number without a verdict; one that was never computed is an error."""
-    verdict = "error" if found is None else None
-    reason = "scoring did not run" if found is None else None
-    return Score(
-        subject_id=0,
-        scorer=scorer,
-        scorer_version="import",
-        verdict=verdict,
-        value=found,
-        reason=reason,
-        detail=detail,
-    )
-
-
-def _said(errors: Sequence[Any]) -> str:
-    last = errors[-1] if errors else None
-    if isinstance(last, Mapping):
-        kind, message = last.get("type") or last.get("error"), last.get("message") or last.get("error_chain_repr")
-        return ": ".join(str(part) for part in (kind, message) if part) or "no reason given"
-    return str(last) if last else "no reason given"
-
-
-def _legacy(found: dict[str, Any], about: dict[str, Any], path: Path, options: Options) -> Sample:
-    prompt, completion = found.get("prompt"), found.get("completion")
-    asked = messages(prompt, "prompt") if isinstance(prompt, list) else [{"role": "user", "content": prompt or ""}]
-    task = options.task or str(about.get("env_id") or found.get("task") or path.parent.name)
-    data = {"answer": found.get("answer"), "info": found.get("info")}
-    problem = _problem(asked, data, task, options)
-    said = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion or ""}]
-    turns = [(message, message["role"] == "assistant") for message in messages(said, "completion")]
-    error = found.get("error")
-    metrics = found.get("metrics") or {}
-    rest = {key: item for key, item in found.items() if key not in _OF_LEGACY and key not in metrics}
-    rollout = _rollout(problem, turns, bool(error), bool(found.get("is_truncated")), [error], rest)
-    usage, settings = found.get("token_usage") or {}, about.get("sampling_args") or {}
-    threshold = about.get("pass_threshold")
-    return Sample(
-        problem_ref=(task, str(found["example_id"])),
-        problem=problem,
-        rollout=_with(
-            rollout,
-            n_tokens=int(value(usage.get("output_tokens"), "DOUBLE", "output_tokens") or 0),
-            temperature=value(settings.get("temperature"), "DOUBLE", "temperature"),
-            top_p=value(settings.get("top_p"), "DOUBLE", "top_p"),
-            max_tokens=value(settings.get("max_tokens"), "INTEGER", "max_tokens"),
-        ),
-        scores=tuple(
-            _scores(
-                {},
-                metrics,
-                bool(error),
-                [error],
-                options,
-                value(found.get("reward"), "DOUBLE", "reward"),
-                THRESHOLD if threshold is None else float(threshold),
-            )
-        ),
-        policy=options.model or str(about.get("model") or "external"),
-    )
 
 
 FORMAT = Format("verifiers", "verifiers' traces.jsonl or results.jsonl", find, read)

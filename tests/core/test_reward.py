@@ -115,7 +115,8 @@ def test_several_verifiers_must_agree_and_a_task_may_judge(tmp_path: Path) -> No
     )
     (tmp_path / "r.yaml").write_text(
         "name: two\nrounds: 1\nbase: pretrained_char\ntasks: [chain_arithmetic]\nround:\n"
-        "  - select: {use: uniform, problems: 4}\n  - generate: {use: sample, n: 2, max_tokens: 8}\n  - verify: own\n  - verify: {use: './short.py:short', most: 2}\n"
+        "  - select: {use: uniform, problems: 4}\n  - generate: {use: sample, n: 2, max_tokens: 8}\n"
+        "  - verify: own\n  - verify: {use: './short.py:short', most: 2}\n"
     )
     recipe = load(str(tmp_path / "r.yaml"))
     found = json.loads(json.dumps(spec(recipe.canonical(), 0)))
