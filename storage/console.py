@@ -9,16 +9,14 @@ Views are made when a query first names them, so that opening costs little howev
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import decimal
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 
@@ -27,9 +25,6 @@ from strop.storage.catalog import Catalog, read_catalog
 from strop.storage.errors import LakeError
 from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
 from strop.storage.views import READY, literal, view_sql
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 TIMEOUT_S = 300.0
 
@@ -69,49 +64,23 @@ class Console:
 
         No parameters on purpose: binding one makes DuckDB import numpy, pandas and pyarrow (0.2 s); see `literal`.
         """
-        self._prepare(sql)
-        with self._guarded(self._connection, timeout_s):
-            self._connection.execute(sql)
-            described = self._connection.description or []
-            types = [str(column[1]) for column in described]
-            return Result([column[0] for column in described], types, _plain(self._connection.fetchall(), types))
-
-    def batches(self, sql: str, *, rows: int = 8192, timeout_s: float = TIMEOUT_S) -> Iterator[pa.RecordBatch]:
-        """Run one SELECT and yield its rows as Arrow, at most `rows` at a time, so that memory stays bounded.
-
-        `timeout_s` limits each batch. Other queries may run meanwhile. Imports pyarrow. Raises LakeError like `query`.
-        """
-        self._prepare(sql)
-        with self._connection.cursor() as cursor:
-            with self._guarded(cursor, timeout_s):
-                reader = cursor.execute(sql).to_arrow_reader(rows)
-            while True:
-                with self._guarded(cursor, timeout_s):
-                    batch = next(reader, None)
-                if batch is None:
-                    return
-                yield batch
-
-    def _prepare(self, sql: str) -> None:
-        """Let the query through the gate, and make the views it names. Raises LakeError."""
         names = {*self._catalog.tables, *READY}
         wanted = gate.check(self._connection, sql, names)
         for name in sorted(names if wanted is None else wanted):
             self._make(name)
-
-    @contextlib.contextmanager
-    def _guarded(self, connection: duckdb.DuckDBPyConnection, timeout_s: float) -> Iterator[None]:
-        """Interrupt what runs inside after a while, and say what went wrong in a user's words."""
-        alarm = threading.Timer(timeout_s, connection.interrupt)
+        alarm = threading.Timer(timeout_s, self._connection.interrupt)
         alarm.daemon = True
         alarm.start()
         try:
-            yield
+            self._connection.execute(sql)
+            described = self._connection.description or []
+            types = [str(column[1]) for column in described]
+            return Result([column[0] for column in described], types, _plain(self._connection.fetchall(), types))
+        except duckdb.InterruptException as error:
+            raise LakeError(f"the query took longer than {timeout_s:g} s: narrow it by run_id and round") from error
         except duckdb.OutOfMemoryException as error:
             raise LakeError(f"the query needs too much memory: narrow it, or select fewer columns ({error})") from error
-        except (duckdb.Error, OSError) as error:  # what fails inside an Arrow stream comes as OSError
-            if "INTERRUPT" in str(error):
-                raise LakeError(f"the query took longer than {timeout_s:g} s: narrow it by run_id and round") from error
+        except duckdb.Error as error:
             raise LakeError(f"the query failed: {error}") from error
         finally:
             alarm.cancel()

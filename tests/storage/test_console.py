@@ -256,31 +256,3 @@ def test_a_round_names_its_last_snapshot(lake: Lake) -> None:
     assert snapshot_of(lake.root, 1, "a") == made[3]
     with pytest.raises(LakeError, match=r"no commit of round 7 of a in .*: a has rounds 0 to 1; b has rounds 0 to 1"):
         snapshot_of(lake.root, 7, "a")
-
-
-def test_batches_are_the_rows_of_the_query_a_few_at_a_time(lake: Lake) -> None:
-    lake.commit(ledger(), rows={"rollouts": rollouts(50)})
-    sql = "SELECT rollout_id, completion, token_ids FROM rollouts ORDER BY rollout_id"
-    with open_console(lake.root) as console:
-        found = list(console.batches(sql, rows=16))
-        assert [batch.num_rows for batch in found] == [16, 16, 16, 2]
-        assert [tuple(row.values()) for batch in found for row in batch.to_pylist()] == console.query(sql).rows
-        reading = console.batches(sql, rows=10)
-        first = next(reading)
-        assert console.query("SELECT count(*) FROM rollouts").rows == [(50,)], "another query may run meanwhile"
-        assert first.num_rows + sum(batch.num_rows for batch in reading) == 50
-
-
-def test_batches_go_through_the_gate_and_fail_in_words(lake: Lake) -> None:
-    lake.commit(ledger(), rows={"rollouts": rollouts(5000)})
-    late = "SELECT CASE WHEN rollout_id = 5000 THEN error('late') END FROM rollouts ORDER BY rollout_id"
-    slow = "SELECT count(*) FROM range(200000) a, range(200000) b WHERE (a.range * b.range) % 7 = 3"
-    with open_console(lake.root) as console:
-        with pytest.raises(LakeError, match="does not allow the table function read_csv"):
-            next(console.batches("SELECT * FROM read_csv('x.csv')"))
-        with pytest.raises(LakeError, match=r"the query failed.*late"):
-            list(console.batches(late, rows=10))
-        with pytest.raises(LakeError, match=r"longer than 0\.2 s"):
-            list(console.batches(slow, timeout_s=0.2))
-        with pytest.raises(LakeError, match=r"longer than 0\.2 s"):
-            console.query(slow, timeout_s=0.2)
