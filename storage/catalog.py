@@ -8,7 +8,6 @@ Left out: renamed columns and inlined rows, which Strop never makes.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,9 +37,10 @@ FROM ducklake_data_file f
 LEFT JOIN ducklake_delete_file d ON d.data_file_id = f.data_file_id AND {LIVE.format("d")}
 WHERE {LIVE.format("f")} ORDER BY f.table_id, f.data_file_id"""
 
-COMMITS = """
-SELECT snapshot_id, commit_extra_info FROM ducklake_snapshot_changes
-WHERE commit_extra_info IS NOT NULL ORDER BY snapshot_id DESC"""
+HISTORY = """
+SELECT s.snapshot_id, s.snapshot_time, c.commit_message, c.commit_extra_info, c.changes_made
+FROM ducklake_snapshot s LEFT JOIN ducklake_snapshot_changes c ON c.snapshot_id = s.snapshot_id
+ORDER BY s.snapshot_id"""
 
 TYPES = {
     "boolean": "BOOLEAN",
@@ -112,21 +112,17 @@ def read_catalog(root: Path, snapshot: int | None = None) -> Catalog:
     return _reading(root, lambda connection: _read(connection, root, snapshot))
 
 
-def snapshot_of(root: Path, round: int, run_id: str | None = None) -> int:
-    """The last snapshot that a round committed: of one run, or of whichever run got there last.
+def newest_snapshot(root: Path) -> int:
+    """Id of the newest snapshot. Raises LakeError when there is no lake."""
+    return int(_reading(root, lambda connection: connection.execute(NEWEST).fetchone()[0]))
 
-    Raises LakeError when no such round has committed anything.
+
+def history(root: Path) -> list[tuple[int, str, str | None, str | None, str | None]]:
+    """Every snapshot that has not expired, oldest first: id, time, message, extra info, changes.
+
+    `as_of` gives them meaning. Raises LakeError when there is no lake.
     """
-    rounds: dict[str, set[int]] = {}
-    for snapshot, extra in _reading(root, lambda connection: connection.execute(COMMITS).fetchall()):
-        made = json.loads(extra)
-        if made.get("round") == round and run_id in (None, made.get("run")):
-            return int(snapshot)
-        rounds.setdefault(made.get("run", ""), set()).add(made.get("round", 0))
-    there = "; ".join(f"{run} has rounds {min(found)} to {max(found)}" for run, found in sorted(rounds.items()))
-    raise LakeError(
-        f"no commit of round {round}{f' of {run_id}' if run_id else ''} in {root}: {there or 'it is empty'}"
-    )
+    return _reading(root, lambda connection: [tuple(row) for row in connection.execute(HISTORY)])
 
 
 def _reading(root: Path, read: Callable[[sqlite3.Connection], T]) -> T:

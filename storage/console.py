@@ -9,24 +9,32 @@ Views are made when a query first names them, so that opening costs little howev
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import os
-import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from strop.storage import gate
 from strop.storage.catalog import Catalog, read_catalog
 from strop.storage.errors import LakeError
+from strop.storage.patience import Patience
 from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
 from strop.storage.views import READY, literal, view_sql
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 TIMEOUT_S = 300.0
+BATCH = 2048
+"""Rows fetched at a time: DuckDB's own vector."""
+ARROW_BATCH = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,40 @@ class TableInfo:
     """Visible rows; None for a view."""
 
 
+class Stream:
+    """The rows of a running query, fetched batch by batch, so that a result need not fit into memory."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, patience: Patience) -> None:
+        self._connection = connection
+        self._patience = patience
+        described = connection.description or []
+        self.columns = [str(column[0]) for column in described]
+        self.types = [str(column[1]) for column in described]
+
+    def batches(self, rows: int = BATCH) -> Iterator[list[tuple[Any, ...]]]:
+        """Lists of at most `rows` rows, of values that JSON knows (and datetimes)."""
+        while True:
+            with self._patience.spending():
+                found = self._connection.fetchmany(rows)
+            if not found:
+                return
+            yield _plain(found, self.types)
+
+    def arrow(self, rows: int = ARROW_BATCH) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """The schema and the batches with DuckDB's own types. Imports pyarrow (0.2 s)."""
+        with self._patience.spending():
+            reader = self._connection.to_arrow_reader(rows)
+        return reader.schema, self._arrow_batches(reader)
+
+    def _arrow_batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        while True:
+            with self._patience.spending():
+                batch = next(reader, None)
+            if batch is None:
+                return
+            yield batch
+
+
 class Console:
     """An open console on one snapshot."""
 
@@ -60,30 +102,56 @@ class Console:
         self._made: set[str] = set()
 
     def query(self, sql: str, *, timeout_s: float = TIMEOUT_S) -> Result:
-        """Run one SELECT. Raises LakeError when it is not allowed, wrong, too slow or too big.
+        """Run one SELECT and fetch all of it. Raises LakeError when it is not allowed, wrong, too slow or too big.
 
         No parameters on purpose: binding one makes DuckDB import numpy, pandas and pyarrow (0.2 s); see `literal`.
         """
-        names = {*self._catalog.tables, *READY}
-        wanted = gate.check(self._connection, sql, names)
-        for name in sorted(names if wanted is None else wanted):
-            self._make(name)
-        alarm = threading.Timer(timeout_s, self._connection.interrupt)
-        alarm.daemon = True
-        alarm.start()
+        patience = Patience(timeout_s, self._connection.interrupt, None)
+        with patience.spending(), self._running(sql, patience, timeout_s) as found:
+            return Result(found.columns, found.types, [row for rows in found.batches() for row in rows])
+
+    @contextlib.contextmanager
+    def stream(
+        self, sql: str, *, timeout_s: float = TIMEOUT_S, stuck: Callable[[], None] | None = None
+    ) -> Iterator[Stream]:
+        """Run one SELECT whose rows are fetched as they are needed; the time limit counts the query's work alone.
+
+        `stuck` is called when a query does not stop at the limit. Raises LakeError, also from the fetches.
+        """
+        with self._running(sql, Patience(timeout_s, self._connection.interrupt, stuck), timeout_s) as found:
+            yield found
+
+    @contextlib.contextmanager
+    def _running(self, sql: str, patience: Patience, timeout_s: float) -> Iterator[Stream]:
+        self._prepare(sql)
+        # a wall of its own: in such a transaction DuckDB refuses to create, change or drop anything but temporary things
+        self._connection.execute("BEGIN TRANSACTION READ ONLY")
         try:
-            self._connection.execute(sql)
-            described = self._connection.description or []
-            types = [str(column[1]) for column in described]
-            return Result([column[0] for column in described], types, _plain(self._connection.fetchall(), types))
+            with patience.spending():
+                self._connection.execute(sql)
+            yield Stream(self._connection, patience)
         except duckdb.InterruptException as error:
+            if not patience.is_over:
+                raise LakeError("the query was cancelled") from error
             raise LakeError(f"the query took longer than {timeout_s:g} s: narrow it by run_id and round") from error
-        except duckdb.OutOfMemoryException as error:
+        except (duckdb.OutOfMemoryException, MemoryError) as error:
             raise LakeError(f"the query needs too much memory: narrow it, or select fewer columns ({error})") from error
         except duckdb.Error as error:
             raise LakeError(f"the query failed: {error}") from error
         finally:
-            alarm.cancel()
+            with contextlib.suppress(duckdb.Error):  # a failed query may have ended the transaction
+                self._connection.execute("ROLLBACK")
+
+    def cancel(self) -> None:
+        """Interrupt the query that another thread of this process runs; it raises LakeError there."""
+        self._connection.interrupt()
+
+    def _prepare(self, sql: str) -> None:
+        """Let the query through the gate and make the views it reads."""
+        names = {*self._catalog.tables, *READY}
+        wanted = gate.check(self._connection, sql, names)
+        for name in sorted(names if wanted is None else wanted):
+            self._make(name)
 
     def tables(self) -> list[TableInfo]:
         """Everything one can select from, with what each column means."""
@@ -169,6 +237,8 @@ def _lock_down(connection: duckdb.DuckDBPyConnection, catalog: Catalog, memory_g
 
 
 def _check_version(console: Console, catalog: Catalog) -> None:
+    if "schema_versions" not in catalog.tables and catalog.snapshot < catalog.newest:
+        raise LakeError(f"at snapshot {catalog.snapshot} the lake {console.root} had no tables yet; name a later one")
     if "schema_versions" not in catalog.tables:
         raise LakeError(
             f"the lake {console.root} was never finished being made; `strop run --lake {console.root}` does"

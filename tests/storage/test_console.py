@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from lake_rows import ledger, one_of_each, rollouts
 
-from strop.storage.catalog import LiveColumn, LiveFile, LiveTable, read_catalog, snapshot_of
+from strop.storage.catalog import LiveColumn, LiveFile, LiveTable, read_catalog
 from strop.storage.console import open_console
 from strop.storage.errors import LakeError
 from strop.storage.lake import Lake
@@ -224,6 +226,8 @@ def test_the_console_loads_nothing_heavy(lake: Lake) -> None:
     lake.commit(ledger(), rows={"rollouts": rollouts(2)})
     script = f"""
 import sys
+import threading
+import time
 from pathlib import Path
 from strop.storage.console import open_console
 from strop.storage.lineage import trace
@@ -244,15 +248,32 @@ def test_the_catalog_knows_files_and_deletions(lake: Lake) -> None:
     assert [(f.rows, f.deleted, f.deletes is not None) for f in files] == [(2, 1, True), (1, 0, False)]
 
 
-def test_a_round_names_its_last_snapshot(lake: Lake) -> None:
-    made = [
-        lake.commit(ledger(f"{run}{round}{i}", run_id=run, round=round), rows={"rollouts": rollouts(1, first=9)})
-        for run in ("a", "b")
-        for round in (0, 1)
-        for i in (0, 1)
-    ]
-    assert snapshot_of(lake.root, 0, "a") == made[1]
-    assert snapshot_of(lake.root, 0) == made[5]
-    assert snapshot_of(lake.root, 1, "a") == made[3]
-    with pytest.raises(LakeError, match=r"no commit of round 7 of a in .*: a has rounds 0 to 1; b has rounds 0 to 1"):
-        snapshot_of(lake.root, 7, "a")
+def test_rows_are_fetched_as_they_are_needed_and_a_slow_reader_costs_no_time(lake: Lake) -> None:
+    with open_console(lake.root, memory_gb=0.2) as console:
+        with console.stream("SELECT range FROM range(1000000000000)", timeout_s=0.2) as found:
+            batches = found.batches(1000)
+            assert next(batches)[0] == (0,)
+            time.sleep(0.4)
+            assert next(batches)[0] == (1000,)
+        assert console.query("SELECT 1").rows == [(1,)]
+
+
+def test_arrow_batches_have_the_types_of_the_lake(lake: Lake) -> None:
+    lake.commit(ledger(), rows=one_of_each())
+    with (
+        open_console(lake.root) as console,
+        console.stream("SELECT created_at, parents FROM runs, problems LIMIT 3") as found,
+    ):
+        schema, batches = found.arrow(2)
+        assert [str(field.type) for field in schema] == ["timestamp[us, tz=UTC]", "list<l: int64>"]
+        assert [batch.num_rows for batch in batches] == [2, 1]
+
+
+def test_a_query_cancelled_from_another_thread_says_so_and_the_console_goes_on(lake: Lake) -> None:
+    with open_console(lake.root) as console:
+        timer = threading.Timer(0.2, console.cancel)
+        timer.start()
+        with pytest.raises(LakeError, match="was cancelled"):
+            console.query("SELECT count(*) FROM range(1000000000000) WHERE range % 7 = 3")
+        timer.join()
+        assert console.query("SELECT 1").rows == [(1,)]
