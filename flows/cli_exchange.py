@@ -49,7 +49,7 @@ def export(
     ] = None,
     as_of: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--as-of", metavar="WHEN", help="The lake as it stood at snapshot=N."),
+        typer.Option("--as-of", metavar="WHEN", help="The lake as it stood: round=3, RUN@3, snapshot=N, a time."),
     ] = None,
     verify: Annotated[
         Optional[str],  # noqa: UP045
@@ -168,10 +168,7 @@ def round_range(text: str | None) -> tuple[int, int] | None:
 
 
 def snapshot_of(lake: Path, as_of: str | None, run: str | None) -> int | None:
-    """The snapshot that `--as-of` names; None = the newest. Raises a usage error."""
-    if as_of is None:
-        return None
-    kind, _, number = as_of.partition("=")
-    if kind != "snapshot" or not number.isdecimal():
-        raise typer.BadParameter(f"{as_of!r}: write snapshot=N", param_hint="--as-of")
-    return int(number)
+    """The snapshot that `--as-of` names; None = the newest. Raises LakeError."""
+    from strop.storage.as_of import resolve
+
+    return None if as_of is None else resolve(lake, as_of, run)

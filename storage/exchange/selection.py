@@ -91,12 +91,21 @@ def batches(console: Console, source: Source, selection: Selection, wanted: str 
         sql = f"SELECT {wanted} FROM ({base}) AS selected WHERE {condition} ORDER BY {order}"
         if left is not None:
             sql += f" LIMIT {left}"
-        for batch in console.batches(sql, rows=BATCH):
+        for batch in _streamed(console, sql):
             yield batch
             if left is not None:
                 left -= batch.num_rows
         if left == 0:
             return
+
+
+def _streamed(console: Console, sql: str) -> Iterator[pa.RecordBatch]:
+    """The batches of one query. Raises LakeError."""
+    with console.stream(sql) as found:
+        try:
+            yield from found.arrow(BATCH)[1]
+        except OSError as error:  # what fails inside an Arrow stream does not come as DuckDB's own error
+            raise LakeError(f"the query failed: {error}") from error
 
 
 def _parts(console: Console, source: Source, selection: Selection, base: str) -> Iterator[tuple[str, str]]:

@@ -151,6 +151,15 @@ def test_what_is_wrong_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_as_of_is_the_lake_as_it_stood(smoke: Any, tmp_path: Path) -> None:
+    def newest(*as_of: str) -> int:
+        asked = ["export", "rollouts", "rows", "-o", tmp_path / "x.jsonl", "--lake", smoke.lake, "--force", *as_of]
+        assert strop(*asked, "--run", "smoke") == 0
+        return max(json.loads(line)["round"] for line in (tmp_path / "x.jsonl").read_text().splitlines())
+
+    assert (newest(), newest("--as-of", "round=1"), newest("--as-of", "smoke@0")) == (2, 1, 0)
+
+
 def test_export_then_import_then_look(smoke: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines, lake = tmp_path / "r.jsonl", tmp_path / "lake"
     asked = ["--where", "verdict = 'pass'", "--round", "2", "--limit", "50"]
