@@ -14,6 +14,8 @@ import typer
 
 from strop.flows import (
     cli_diff,
+    cli_exchange,
+    cli_import,
     cli_lake,
     cli_lineage,
     cli_plugins,
@@ -67,6 +69,8 @@ for _name, _command in (
     ("lineage", cli_lineage.lineage),
     ("explain", cli_lineage.explain),
     ("show", cli_lake.show),
+    ("export", cli_exchange.export),
+    ("import", cli_import.import_),
     ("init", cli_project.init),
     ("doctor", cli_project.doctor),
 ):
