@@ -71,7 +71,7 @@ def _by_number(reader: Reader, name: str, only: str | None) -> Place | None:
     parts = [f"(SELECT {i} AS n, {k.id} AS id FROM {k.table} WHERE {k.id} = {name})" for i, k in enumerate(tables)]
     if only in (None, "group"):
         parts.append(f"(SELECT {len(tables)} AS n, group_id AS id FROM rollouts WHERE group_id = {name} LIMIT 1)")
-    found = reader.select(f"{' UNION ALL '.join(parts)} ORDER BY n LIMIT 1") if parts else []
+    found = reader.select(f"SELECT * FROM ({' UNION ALL '.join(parts)}) ORDER BY n LIMIT 1") if parts else []
     kinds = [*(k.name for k in tables), "group"]
     return (kinds[found[0]["n"]], found[0]["id"]) if found else None
 

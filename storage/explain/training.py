@@ -25,7 +25,8 @@ WITH used AS (
   SELECT e.kind, e.run_id, e.round, e.problem_id, e.rollout_id, e.rejected_rollout_id
   FROM policy_examples t JOIN examples e USING (example_id) WHERE t.policy_id = {id})
 SELECT
-  (SELECT list(n || ' ' || kind ORDER BY n DESC) FROM (SELECT kind, count(*) AS n FROM used GROUP BY kind)) AS kinds,
+  (SELECT list(n || ' ' || kind ORDER BY n DESC, kind)
+   FROM (SELECT kind, count(*) AS n FROM used GROUP BY kind)) AS kinds,
   (SELECT list(DISTINCT round ORDER BY round) FROM used) AS rounds,
   (SELECT count(DISTINCT problem_id) FROM used) AS problems,
   (SELECT count(*) FROM problems WHERE origin <> 'task' AND problem_id IN (SELECT problem_id FROM used)) AS made,
@@ -64,7 +65,7 @@ def example(teller: Teller) -> None:
         _side(teller, row, "Chosen", row["chosen"], row["rollout_id"])
         _side(teller, row, "Rejected", row["rejected"], row["rejected_rollout_id"])
     else:
-        _side(teller, row, "It trains", row["completion"], row["rollout_id"])
+        _side(teller, row, "Trained on", row["completion"], row["rollout_id"])
     if row["sources"]:
         teller.say(f"It was also made from {counted(len(row['sources']), 'rollout')}: {among(row['sources'])}.")
     trained(teller, [teller.id])
@@ -114,7 +115,7 @@ def policy(teller: Teller) -> None:
 
 def _training(teller: Teller, row: Row) -> None:
     start = f" from {row['parent']}" if row["parent"] else ""
-    near = f", kept near {row['reference']}" if row["reference"] else ""
+    near = f", kept near {row['reference']}," if row["reference"] else ""
     steps = f" in {counted(row['steps'], 'step')}" if row["steps"] is not None else ""
     loss = f" (loss {number(row['loss'])} over the last tenth)" if row["loss"] is not None else ""
     teller.say(

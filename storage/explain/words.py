@@ -73,7 +73,7 @@ def elsewhere(row: Row, run_id: object) -> str:
     return "" if row["run_id"] == run_id else f" in run {row['run_id']}"
 
 
-def said(teller: Teller, rollouts: Sequence[Id], run_id: object, of: str = "It was") -> None:
+def said(teller: Teller, rollouts: Sequence[Id], run_id: object, of: str = "It") -> None:
     """What scorers said of rollouts, the scores that stand and those that were replaced."""
     rows = teller.rows(
         f"SELECT s.*, n.score_id AS newer FROM scores s LEFT JOIN scores n ON n.supersedes = s.score_id "
@@ -86,7 +86,7 @@ def said(teller: Teller, rollouts: Sequence[Id], run_id: object, of: str = "It w
         teller.say(f"{verdict(row)}{elsewhere(row, run_id)}{gone}.")
     parts = len(rows) - len(whole)
     if parts:
-        teller.say(f"{of} scored in parts as well: {counted(parts, 'score')} of steps or tokens.")
+        teller.say(f"{of} was scored in parts as well: {counted(parts, 'score')} of steps or tokens.")
 
 
 def verdict(row: Row) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lake_rows import NOON, ledger, rollouts
 
 from strop.storage.console import Console, open_console
 from strop.storage.errors import LakeError
-from strop.storage.lake import Lake
+from strop.storage.lake import Lake, open_lake
 from strop.storage.lineage import trace
 from strop.storage.nodes import Node
 from strop.storage.tables import (
@@ -28,8 +30,8 @@ from strop.storage.tables import (
 BIG = 2**62
 
 
-@pytest.fixture
-def console(lake: Lake) -> Iterator[Console]:
+@pytest.fixture(scope="module")
+def console(empty_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     """Two rounds: base policy 10 -> policies 11 -> 12; problem 1 -> 2 -> 3; six rollouts of problem 3."""
 
     def policy(id: int, round: int, status: str, parent: int | None, content_hash: str) -> Policy:
@@ -59,6 +61,9 @@ def console(lake: Lake) -> Iterator[Console]:
         created_at=NOON,
     )
     made = {"run_id": "t-s0", "round": 1, "stage_run_id": generate.stage_run_id}
+    root = tmp_path_factory.mktemp("lineage") / "lake"
+    shutil.copytree(empty_lake, root)
+    lake = open_lake(root)
     lake.commit(
         generate,
         rows={
@@ -103,7 +108,8 @@ def console(lake: Lake) -> Iterator[Console]:
             "metrics": [Metric(metric_id=500, policy_id=12, name="pass@1", value=0.5, n=4)],
         },
     )
-    with open_console(lake.root) as opened:
+    lake.close()
+    with open_console(root) as opened:
         yield opened
 
 
@@ -173,8 +179,8 @@ def test_a_score_leads_up_to_its_rollout_and_a_plan_down_to_its_rollouts(console
     assert find(trace(console, 500).up, "measured on", "started from").id == "11"
 
 
-def test_a_stage_run_and_a_run_say_what_they_wrote(console: Console, lake: Lake) -> None:
-    stage = lake.committed("t-s0")["g"].stage_run_id
+def test_a_stage_run_and_a_run_say_what_they_wrote(console: Console) -> None:
+    stage = ledger("g", stage="generate").stage_run_id
     down = find(trace(console, stage).down)
     assert [(c.kind, c.facts.get("count")) for c in down.children if c.relation == "wrote"] == [("rollouts", 6)]
     assert find(down, "read by").label == "train (sft 1), round 1 of t-s0"
@@ -204,8 +210,8 @@ def test_an_unknown_id_says_what_an_id_is(console: Console, id: str) -> None:
         trace(console, id)
 
 
-def test_every_kind_of_id_is_found(console: Console, lake: Lake) -> None:
-    stage = lake.committed("t-s0")["t"].stage_run_id
+def test_every_kind_of_id_is_found(console: Console) -> None:
+    stage = ledger("t", stage="train").stage_run_id
     kinds = {
         "run:t-s0": "run",
         "default": "recipe",
