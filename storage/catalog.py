@@ -29,7 +29,7 @@ COLUMNS = f"""
 SELECT c.table_id, c.column_id, c.parent_column, c.column_name, c.column_type, c.begin_snapshot, c.initial_default
 FROM ducklake_column c WHERE {LIVE.format("c")} ORDER BY c.table_id, c.column_order"""
 FILES = f"""
-SELECT f.table_id, f.path, f.path_is_relative, f.record_count, f.begin_snapshot,
+SELECT f.table_id, f.data_file_id, f.path, f.path_is_relative, f.record_count, f.begin_snapshot,
   coalesce(f.partial_max, 0) > :at AS later_rows, f.partial_max IS NOT NULL AS merged,
   d.path AS deletes, d.path_is_relative AS deletes_relative, d.delete_count, d.partial_max IS NOT NULL AS dated
 FROM ducklake_data_file f
@@ -83,6 +83,8 @@ class LiveFile:
     deleted: int
     deletes_dated: bool
     """The positions carry the snapshot that deleted them, in a column of that same name."""
+    id: int = 0
+    """DuckLake's number of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,4 +182,5 @@ def _live(folder: str, file: CatalogRow) -> LiveFile:
         deletes=deletes,
         deleted=file["delete_count"] or 0,
         deletes_dated=bool(file["dated"]),
+        id=file["data_file_id"],
     )

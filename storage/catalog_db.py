@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from strop.storage.errors import CatalogError, LakeError
 from strop.storage.place import Place, no_lake
+from strop.storage.sole_use import through_python
 
 if TYPE_CHECKING:
     import psycopg
@@ -71,13 +72,15 @@ def _sqlite(place: Place, *, write: bool) -> Iterator[CatalogDb]:
     if not path.is_file():
         raise no_lake(place)
     try:
-        connection = _open(place, ("mode=rw",) if write else ("mode=ro", "mode=ro&immutable=1"))
-        try:
-            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            yield _Sqlite(connection)
-            connection.execute("COMMIT")
-        finally:  # closing rolls back what was not committed
-            connection.close()
+        with through_python(place.root):
+            connection = _open(place, ("mode=rw",) if write else ("mode=ro", "mode=ro&immutable=1"))
+            try:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                yield _Sqlite(connection)
+                connection.execute("COMMIT")
+            finally:  # closing rolls back what was not committed
+                connection.close()
     except sqlite3.Error as error:
         raise CatalogError(f"cannot {'write' if write else 'read'} the catalog {path}: {error}") from error
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from strop.storage.durable import discard, fsync, make_folder
+from strop.storage.durable import discard, fsync_all, make_folder
 from strop.storage.errors import LakeError
 from strop.storage.place import Place
 
@@ -83,18 +83,19 @@ class LocalFiles:
         return str(self.root / name)
 
     def put(self, files: Mapping[str, Path | bytes]) -> None:
-        """Rename, or write aside and rename; each folder is flushed once."""
+        """Rename, or write aside and rename; flushed side by side."""
+        written: dict[Path, Path] = {}
         for location, source in files.items():
             target = Path(location)
             make_folder(target.parent)
             if isinstance(source, bytes):
-                fresh = target.with_name(f".{target.name}.writing")
+                written[target] = fresh = target.with_name(f".{target.name}.writing")
                 fresh.write_bytes(source)
-                fsync(fresh)
-                source = fresh
-            source.replace(target)
-        for folder in {Path(location).parent for location in files}:
-            fsync(folder)
+        fsync_all(written.values())
+        for location, source in files.items():
+            target = Path(location)
+            (source if isinstance(source, Path) else written[target]).replace(target)
+        fsync_all({Path(location).parent for location in files})
 
     def size(self, location: str) -> int | None:
         """One look at the file."""

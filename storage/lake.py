@@ -13,28 +13,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import duckdb
+import pyarrow as pa
 
 from strop.storage import extensions
 from strop.storage.checkpoints import local_checkpoint
 from strop.storage.commit import Commit, check, commit_locked, failure
 from strop.storage.durable import discard
-from strop.storage.errors import LakeError, did_you_mean
+from strop.storage.errors import CatalogError, LakeError, did_you_mean
+from strop.storage.keys import keep_keys
 from strop.storage.layout import attach, lay_out
 from strop.storage.locks import commit_lock
 from strop.storage.place import Place, no_lake, place_of
+from strop.storage.sole_use import sole_use, through_duckdb
 from strop.storage.tables import Policy, Row, StageRun, columns
 from strop.storage.upkeep import EVERY, merge_small_files
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 R = TypeVar("R", bound=Row)
 
@@ -49,7 +48,8 @@ class Lake:
         self.root = place.root
         self.read_only = read_only
         self._connection = connection
-        self._one_at_a_time = threading.RLock()
+        self._one_at_a_time = sole_use(place.root)
+        self._keeps_keys = False
 
     @property
     def staging(self) -> Path:
@@ -77,11 +77,14 @@ class Lake:
         try:
             check(commit)
             with commit_lock(self.root), self._one_at_a_time:
+                if not self._keeps_keys:
+                    keep_keys(self._connection, self.place)
+                    self._keeps_keys = True
                 snapshot = commit_locked(self._connection, self.place, commit)
                 if snapshot is not None and snapshot % EVERY == 0:
                     self._merge()
                 return snapshot
-        except (OSError, duckdb.Error) as error:
+        except (OSError, pa.ArrowException, CatalogError, duckdb.Error) as error:
             raise failure(error, self.root, stage_run) from error
         finally:  # what was committed has been renamed by now
             discard(path for paths in files.values() for path in paths)
@@ -142,7 +145,7 @@ class Lake:
 
     @contextlib.contextmanager
     def _reading(self, sql: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self._one_at_a_time:
+        with self._one_at_a_time, through_duckdb(self.root):
             try:
                 yield self._connection
             except duckdb.Error as error:

@@ -13,6 +13,7 @@ from strop.storage.errors import LakeError
 from strop.storage.extensions import quoted
 from strop.storage.locks import commit_lock
 from strop.storage.place import FILE, Place
+from strop.storage.sole_use import through_duckdb
 from strop.storage.tables import SCHEMA_VERSION, TABLES, SchemaVersion, columns
 
 FOLDERS = ("data", "staging", "policies", "locks", "logs", "work")
@@ -40,12 +41,14 @@ def lay_out(place: Place) -> None:
 def attach(connection: duckdb.DuckDBPyConnection, place: Place, *, create: bool, read_only: bool) -> None:
     """Attach the catalog as `lake` and make it the place where plain table names are looked up."""
     connection.execute("SET TimeZone = 'UTC'")
-    with contextlib.nullcontext() if has_catalog(place) else commit_lock(place.root):
+    there = has_catalog(place)
+    with contextlib.nullcontext() if there else commit_lock(place.root), through_duckdb(place.root):
         connection.execute(_attach_sql(place, create=create, read_only=read_only))
-    if _made_by(connection) is None and create and not read_only:
-        with commit_lock(place.root):
+        made_by = _made_by(connection)
+    if made_by is None and create and not read_only:
+        with commit_lock(place.root), through_duckdb(place.root):
             _make_tables(connection, place)
-    made_by = _made_by(connection)
+            made_by = _made_by(connection)
     if made_by is None:
         raise LakeError(f"the lake {place} was never finished being made; `strop run --lake {place}` finishes it")
     if made_by > SCHEMA_VERSION:

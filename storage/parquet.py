@@ -34,9 +34,14 @@ _PLAIN = frozenset({"completion", "chosen", "rejected", "logps", "entropy", "sel
 """Columns whose values hardly ever repeat: a dictionary of them would be thrown away."""
 
 
+_SCHEMAS: dict[type[Row], pa.Schema] = {}
+
+
 def schema(row: type[Row]) -> pa.Schema:
     """The Arrow schema of a table."""
-    return pa.schema([pa.field(c.name, _arrow_type(c.sql_type)) for c in columns(row)])
+    if row not in _SCHEMAS:
+        _SCHEMAS[row] = pa.schema([pa.field(c.name, _arrow_type(c.sql_type)) for c in columns(row)])
+    return _SCHEMAS[row]
 
 
 def _arrow_type(sql_type: str) -> pa.DataType:

@@ -142,9 +142,9 @@ def test_a_full_disk_is_named_and_loses_nothing(lake: Lake, monkeypatch: pytest.
         if place == "stage":
             patch.setattr(commit_module, "to_bytes", full)
         elif place == "rename":
-            patch.setattr(data_files, "fsync", full)
+            patch.setattr(data_files, "fsync_all", full)
         else:
-            patch.setattr(commit_module, "_sign", full)
+            patch.setattr(commit_module, "register", full)
         with pytest.raises(LakeError, match="free some space") as raised:
             lake.commit(ledger("k"), files={"rollouts": [staged]}, rows={"scores": [Score(score_id=1, subject_id=1)]})
     assert str(lake.root) in str(raised.value)

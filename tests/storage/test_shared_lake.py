@@ -67,7 +67,7 @@ def test_an_old_snapshot_and_lineage_are_read_from_any_machine(machines) -> None
 def test_merging_and_sweeping_keep_every_snapshot(machines) -> None:
     with open_lake(machines.a) as here, open_lake(machines.b) as there:
         made = [here.commit(ledger(f"k{i}"), rows={"rollouts": rollouts(2, first=10 * i + 1)}) for i in range(6)]
-        there.commit(ledger("p"), rows={"policies": one_of_each()["policies"]})
+        candidate = there.commit(ledger("p"), rows={"policies": one_of_each()["policies"]})
         there.commit(ledger("q"), policy_status={1: "retired"})
         files = data_files(here.place)
         files.put({files.at("data/main/rollouts/orphan.parquet"): b"left by a crash"})
@@ -78,8 +78,9 @@ def test_merging_and_sweeping_keep_every_snapshot(machines) -> None:
         assert swept.staged == 1
         assert swept.data_files >= 7
         registered = [f for table in read_catalog(machines.a).tables.values() for f in table.files]
+        before = read_catalog(machines.a, candidate).tables["policies"].files
         kept = {file.location for file in files.list("data")}
-        assert kept == {path for f in registered for path in (f.path, f.deletes) if path}
+        assert kept == {path for f in (*registered, *before) for path in (f.path, f.deletes) if path}
         assert len([f for f in registered if "/rollouts/" in f.path]) == 1
         for n, snapshot in enumerate(made):
             with open_console(machines.a, snapshot=snapshot) as console:
