@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from strop.flows import lineage_text, options, output
+from strop.flows import options, output
 from strop.flows.cli_lake import check_form
 
 FORMS = ("tree", "json", "mermaid")
@@ -40,6 +40,7 @@ def lineage(
     Walks both ways between policy, example, pair, rollout, score, decision,
     problem, plan, context, metric, stage run, run, recipe, seed and code.
     """
+    from strop.flows import lineage_text
     from strop.storage.console import open_console
     from strop.storage.lineage import trace
 
