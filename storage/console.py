@@ -23,6 +23,7 @@ import duckdb
 from strop.storage import gate
 from strop.storage.catalog import Catalog, read_catalog
 from strop.storage.errors import LakeError
+from strop.storage.migrations import with_known_columns
 from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
 from strop.storage.views import READY, literal, view_sql
 
@@ -125,7 +126,7 @@ class Console:
 
 
 def open_console(root: Path, *, snapshot: int | None = None, memory_gb: float | None = None) -> Console:
-    """Open the console on a lake as it stands now, or stood at a snapshot.
+    """Open the console on a lake as it stands now, or stood at a snapshot; columns that it lacked then are null.
 
     `memory_gb` limits what a query may use; the default is half of the machine's.
     Raises LakeError when there is no lake, no such snapshot, or when a newer Strop made it.
@@ -140,7 +141,7 @@ def open_console(root: Path, *, snapshot: int | None = None, memory_gb: float | 
             "python_enable_replacements": "false",
         }
     )
-    console = Console(root, catalog, connection)
+    console = Console(root, with_known_columns(catalog), connection)
     try:
         _lock_down(connection, catalog, memory_gb)
         _check_version(console, catalog)

@@ -27,7 +27,8 @@ from strop.storage.durable import discard
 from strop.storage.errors import LakeError, did_you_mean
 from strop.storage.layout import attach, lay_out
 from strop.storage.locks import commit_lock
-from strop.storage.tables import Row, StageRun, columns
+from strop.storage.migrations import absent
+from strop.storage.tables import SCHEMA_VERSION, Row, StageRun, columns
 from strop.storage.upkeep import EVERY, merge_small_files
 
 if TYPE_CHECKING:
@@ -41,9 +42,18 @@ log = logging.getLogger("strop.lake")
 class Lake:
     """An open lake. Any thread may use it, one at a time; reads never wait for another process's commit."""
 
-    def __init__(self, root: Path, connection: duckdb.DuckDBPyConnection, *, read_only: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        connection: duckdb.DuckDBPyConnection,
+        *,
+        read_only: bool,
+        absent: Mapping[str, frozenset[str]] = {},
+    ) -> None:
         self.root = root
         self.read_only = read_only
+        self._absent = absent
+        """By table, the columns that this older lake lacks: only a reader meets one."""
         self._connection = connection
         self._one_at_a_time = threading.RLock()
 
@@ -107,13 +117,15 @@ class Lake:
         """Rows of one table that satisfy an SQL condition, in order of their id.
 
         Tables whose rows have no id come in order of their stage run, and within it as written. Columns in `without`
-        are not read and are None in the rows: leave out `token_ids` and `logps` where they are not needed.
+        are not read and are None in the rows: leave out `token_ids` and `logps` where they are not needed. Columns
+        that an older lake lacks are None, too.
         """
         from strop.storage.parquet import from_arrow
 
         for name in without:
             if name not in (known := [c.name for c in columns(row)]):
                 raise LakeError(f"table {row.TABLE!r} has no column {name!r} to leave out{did_you_mean(name, known)}")
+        without = {*without, *self._absent.get(row.TABLE, ())}
         wanted = ", ".join(f'"{c.name}"' for c in columns(row) if c.name not in without)
         found = self.arrow(f"SELECT {wanted} FROM {row.TABLE}{' WHERE ' + where if where else ''}", params)
         return sorted(from_arrow(row, found, without), key=attrgetter(row.ID or "stage_run_id"))
@@ -155,7 +167,7 @@ class Lake:
 
 
 def open_lake(root: Path, *, create: bool = False, read_only: bool = False) -> Lake:
-    """Open the lake in a folder; with `create`, make one where there is none.
+    """Open the lake in a folder; with `create`, make one where there is none. A writer migrates an older lake.
 
     Raises LakeError when there is no lake, when a newer Strop made it, or when the catalog cannot be read.
     """
@@ -169,11 +181,12 @@ def open_lake(root: Path, *, create: bool = False, read_only: bool = False) -> L
         )
     connection = extensions.connect()
     try:
-        attach(connection, root, create=create, read_only=read_only)
+        found = attach(connection, root, create=create, read_only=read_only)
+        lacks = absent(connection) if found < SCHEMA_VERSION else {}
     except duckdb.Error as error:
         connection.close()
         raise LakeError(f"cannot open the catalog of the lake {root}: {error}") from error
     except BaseException:
         connection.close()
         raise
-    return Lake(root, connection, read_only=read_only)
+    return Lake(root, connection, read_only=read_only, absent=lacks)

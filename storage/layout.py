@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from importlib.metadata import version
 from pathlib import Path
 
 import duckdb
@@ -12,10 +11,10 @@ from strop.storage.durable import fsync, make_folder
 from strop.storage.errors import LakeError
 from strop.storage.extensions import quoted
 from strop.storage.locks import commit_lock
+from strop.storage.migrations import migrate, record_version, schema_version
 from strop.storage.tables import SCHEMA_VERSION, TABLES, SchemaVersion, columns
 
 FOLDERS = ("data", "staging", "policies", "locks", "logs", "work")
-HAS_TABLE = "SELECT 1 FROM duckdb_tables() WHERE database_name = 'lake' AND table_name = ?"
 OPTIONS = {"data_inlining_row_limit": "0", "parquet_compression": "zstd", "parquet_row_group_size": "8192"}
 
 
@@ -34,8 +33,11 @@ def lay_out(root: Path) -> None:
         raise LakeError(f"cannot make a lake in {root}: {error}") from error
 
 
-def attach(connection: duckdb.DuckDBPyConnection, root: Path, *, create: bool, read_only: bool) -> None:
-    """Attach the catalog as `lake` and make it the place where plain table names are looked up."""
+def attach(connection: duckdb.DuckDBPyConnection, root: Path, *, create: bool, read_only: bool) -> int:
+    """Attach the catalog as `lake` and make it the place where plain table names are looked up; its schema version.
+
+    An older lake is migrated, unless it is only read.
+    """
     options = "META_BUSY_TIMEOUT 10000, OVERRIDE_DATA_PATH true"
     options += ", READ_ONLY" if read_only else ", META_JOURNAL_MODE 'WAL'"
     attach = (
@@ -46,10 +48,10 @@ def attach(connection: duckdb.DuckDBPyConnection, root: Path, *, create: bool, r
     made = (root / "catalog.sqlite").is_file()
     with contextlib.nullcontext() if made else commit_lock(root):
         connection.execute(attach)
-    if _made_by(connection) is None and create and not read_only:
+    if schema_version(connection) is None and create and not read_only:
         with commit_lock(root):
             _make_tables(connection, root)
-    made_by = _made_by(connection)
+    made_by = schema_version(connection)
     if made_by is None:
         raise LakeError(f"the lake {root} was never finished being made; `strop run --lake {root}` finishes it")
     if made_by > SCHEMA_VERSION:
@@ -57,20 +59,16 @@ def attach(connection: duckdb.DuckDBPyConnection, root: Path, *, create: bool, r
             f"the lake {root} has schema version {made_by}, made by a newer Strop; this one knows versions up to "
             f"{SCHEMA_VERSION}. Upgrade: pip install --upgrade strop"
         )
+    if made_by < SCHEMA_VERSION and not read_only:
+        migrate(connection, root)
+        made_by = SCHEMA_VERSION
     connection.execute("USE lake")
-
-
-def _made_by(connection: duckdb.DuckDBPyConnection) -> int | None:
-    """The lake's schema version; None while it is still being made."""
-    if not connection.execute(HAS_TABLE, [SchemaVersion.TABLE]).fetchall():
-        return None
-    found = connection.execute(f"SELECT max(version) FROM lake.{SchemaVersion.TABLE}").fetchone()
-    return found[0] if found else None
+    return made_by
 
 
 def _make_tables(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
     """Make every table, in one transaction whose last row says that the lake is complete."""
-    if _made_by(connection) is not None:  # another process was faster
+    if schema_version(connection) is not None:  # another process was faster
         return
     for name, value in OPTIONS.items():
         connection.execute(f"CALL lake.set_option({quoted(name)}, {quoted(value)})")
@@ -78,11 +76,7 @@ def _make_tables(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
     for row in TABLES:
         fields = ", ".join(f'"{c.name}" {c.sql_type}' for c in columns(row))
         connection.execute(f"CREATE TABLE lake.{row.TABLE} ({fields})")
-    connection.execute(
-        f"INSERT INTO lake.{SchemaVersion.TABLE} BY NAME SELECT ? AS version, ? AS strop_version, '' AS run_id, "
-        "0 AS round, 0 AS stage_run_id",
-        [SCHEMA_VERSION, version("strop")],
-    )
+    record_version(connection, SCHEMA_VERSION)
     connection.execute("COMMIT")
     folder = root / "data" / "main" / SchemaVersion.TABLE
     for path in [*folder.glob("*.parquet"), folder, folder.parent, folder.parent.parent]:
