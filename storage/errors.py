@@ -14,6 +14,10 @@ class LakeError(StropError):
     """The lake cannot be opened, read or written as asked."""
 
 
+class CatalogError(LakeError):
+    """The database that holds the lake's catalog reported an error; it is the cause."""
+
+
 class RecipeError(StropError):
     """The recipe is malformed; carries the file and, where known, the line."""
 
