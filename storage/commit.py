@@ -11,9 +11,9 @@ Files must lie under `data/main/<table>/`: only there does DuckLake store relati
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,13 @@ from pathlib import Path
 
 import duckdb
 
+from strop.storage.checksums import note
 from strop.storage.durable import discard, fsync, make_folder
 from strop.storage.errors import LakeError, did_you_mean
 from strop.storage.extensions import quoted
-from strop.storage.ids import digest
+from strop.storage.ids import digest, in_file_name
 from strop.storage.parquet import write_rows
+from strop.storage.place import place_of
 from strop.storage.tables import BY_NAME, Row, StageRun
 from strop.storage.upkeep import synced
 
@@ -63,19 +65,23 @@ def commit_locked(connection: duckdb.DuckDBPyConnection, root: Path, commit: Com
     After any failure the transaction is rolled back and what was put below `data/` is removed.
     """
     placed: list[Path] = []
+    written: list[Path] = []
     connection.execute("BEGIN")
     try:
         if _is_there(connection, commit.stage_run.key):
             connection.execute("ROLLBACK")
             return None
         _place(connection, root, commit, placed)
-        _update_policies(connection, root, commit.policy_status)
+        written += _update_policies(connection, root, commit.policy_status)
         _sign(connection, commit)
     except BaseException:
         _roll_back(connection)
         discard(placed)
         raise
-    return _finish(connection, commit.stage_run.key, placed)
+    snapshot = _finish(connection, commit.stage_run.key, placed)
+    with contextlib.suppress(OSError, LakeError):  # the commit stands; `strop gc` catches up
+        note(place_of(root), [*placed, *written])
+    return snapshot
 
 
 def _is_there(connection: duckdb.DuckDBPyConnection, key: str) -> bool:
@@ -105,20 +111,20 @@ def _place(connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit, pl
 
 def target_of(root: Path, table: str, stage_run: StageRun, index: int) -> Path:
     """Where the index-th file of a table of a shard stays: the same on every retry."""
-    run, stage = (re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in (stage_run.run_id, stage_run.stage))
-    name = f"{stage}-{stage_run.shard}-{digest(stage_run.key, size=8)}-{index}.parquet"
-    return root / "data" / "main" / table / (run or "_") / f"r{stage_run.round}" / name
+    name = f"{in_file_name(stage_run.stage)}-{stage_run.shard}-{digest(stage_run.key, size=8)}-{index}.parquet"
+    return root / "data" / "main" / table / in_file_name(stage_run.run_id) / f"r{stage_run.round}" / name
 
 
-def _update_policies(connection: duckdb.DuckDBPyConnection, root: Path, policy_status: Mapping[int, str]) -> None:
-    """Set the status of policies; DuckDB writes the new versions of their rows itself."""
-    with synced(root, "policies"):
+def _update_policies(connection: duckdb.DuckDBPyConnection, root: Path, policy_status: Mapping[int, str]) -> list[Path]:
+    """Set the status of policies; DuckDB writes the new versions of their rows itself, into the files returned."""
+    with synced(root, "policies") as written:
         for policy_id, status in policy_status.items():
             changed = connection.execute(SET_STATUS, [status, policy_id]).fetchone()
             if changed is None or changed[0] != 1:
                 raise LakeError(
                     f"cannot set the status of policy {policy_id} to {status!r}: the lake has no such policy"
                 )
+    return written
 
 
 def _sign(connection: duckdb.DuckDBPyConnection, commit: Commit) -> None:

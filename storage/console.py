@@ -24,6 +24,7 @@ from strop.storage import gate
 from strop.storage.catalog import Catalog, read_catalog
 from strop.storage.errors import LakeError
 from strop.storage.migrations import with_known_columns
+from strop.storage.reading import blame
 from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
 from strop.storage.views import READY, literal, view_sql
 
@@ -82,7 +83,7 @@ class Console:
         except duckdb.OutOfMemoryException as error:
             raise LakeError(f"the query needs too much memory: narrow it, or select fewer columns ({error})") from error
         except duckdb.Error as error:
-            raise LakeError(f"the query failed: {error}") from error
+            raise blame(self.root, error, self._made) or LakeError(f"the query failed: {error}") from error
         finally:
             alarm.cancel()
 
@@ -109,7 +110,8 @@ class Console:
         try:
             self._connection.execute(f'CREATE VIEW "{name}" AS {sql}')
         except duckdb.Error as error:
-            raise LakeError(f"cannot read table {name!r} of the lake {self.root}: {error}") from error
+            damage = blame(self.root, error, {name})
+            raise damage or LakeError(f"cannot read table {name!r} of the lake {self.root}: {error}") from error
         self._made.add(name)
 
     def close(self) -> None:

@@ -25,9 +25,12 @@ from strop.storage import extensions
 from strop.storage.commit import Commit, check, commit_locked, failure
 from strop.storage.durable import discard
 from strop.storage.errors import LakeError, did_you_mean
+from strop.storage.fsck import verify
 from strop.storage.layout import attach, lay_out
 from strop.storage.locks import commit_lock
 from strop.storage.migrations import absent
+from strop.storage.place import place_of
+from strop.storage.reading import blame
 from strop.storage.tables import SCHEMA_VERSION, Row, StageRun, columns
 from strop.storage.upkeep import EVERY, merge_small_files
 
@@ -107,6 +110,13 @@ class Lake:
         with commit_lock(self.root), self._reading("upkeep") as connection:
             yield connection
 
+    def verify(self, run_id: str) -> None:
+        """Look at the catalog and compare the files that a run may read with their checksums: its own and merged ones.
+
+        Raises LakeError that names what is damaged, so that it is not used unseen; a fresh run has none to read.
+        """
+        verify(place_of(self.root), run_id)
+
     def committed(self, run_id: str) -> dict[str, StageRun]:
         """The ledger of a run: every committed shard by its key."""
         return {row.key: row for row in self.rows(StageRun, "run_id = ?", [run_id])}
@@ -150,7 +160,8 @@ class Lake:
             try:
                 yield self._connection
             except duckdb.Error as error:
-                raise LakeError(f"the lake {self.root} cannot answer {sql!r}: {error}") from error
+                damage = blame(self.root, error)
+                raise damage or LakeError(f"the lake {self.root} cannot answer {sql!r}: {error}") from error
 
     def close(self) -> None:
         """Let go of the catalog."""

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import duckdb
 
+from strop.storage.checksums import catch_up
 from strop.storage.durable import fsync, make_folder
 from strop.storage.errors import LakeError
 from strop.storage.extensions import quoted
 from strop.storage.locks import commit_lock
 from strop.storage.migrations import migrate, record_version, schema_version
+from strop.storage.place import place_of
 from strop.storage.tables import SCHEMA_VERSION, TABLES, SchemaVersion, columns
 
 FOLDERS = ("data", "staging", "policies", "locks", "logs", "work")
@@ -81,3 +83,4 @@ def _make_tables(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
     folder = root / "data" / "main" / SchemaVersion.TABLE
     for path in [*folder.glob("*.parquet"), folder, folder.parent, folder.parent.parent]:
         fsync(path)
+    catch_up(place_of(root))

@@ -19,7 +19,9 @@ from pathlib import Path
 import duckdb
 
 from strop.storage.catalog import Catalog, LiveColumn, LiveTable
+from strop.storage.checksums import note
 from strop.storage.locks import commit_lock
+from strop.storage.place import place_of
 from strop.storage.tables import TABLES, SchemaVersion, columns
 from strop.storage.upkeep import synced
 
@@ -74,14 +76,18 @@ def record_version(connection: duckdb.DuckDBPyConnection, number: int) -> None:
 
 def migrate(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
     """Bring the attached lake to `SCHEMA_VERSION`; nothing to do where it, or another process, has done so already."""
-    with commit_lock(root), _transaction(connection):
-        before = schema_version(connection)
-        due = [] if before is None else [migration for migration in MIGRATIONS if migration.version > before]
-        for migration in due:
-            for statement in migration.sql:
-                connection.execute(statement)
-            with synced(root, SchemaVersion.TABLE):
-                record_version(connection, migration.version)
+    files: list[Path] = []
+    with commit_lock(root):
+        with _transaction(connection):
+            before = schema_version(connection)
+            due = [] if before is None else [migration for migration in MIGRATIONS if migration.version > before]
+            for migration in due:
+                for statement in migration.sql:
+                    connection.execute(statement)
+                with synced(root, SchemaVersion.TABLE) as written:
+                    record_version(connection, migration.version)
+                files += written
+        note(place_of(root), files)
     for migration in due:
         log.warning(
             "the lake %s now has schema version %d: %s. An older Strop can no longer open it",

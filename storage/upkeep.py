@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from strop.storage.checksums import note
 from strop.storage.durable import fsync
+from strop.storage.errors import LakeError
+from strop.storage.place import place_of
 from strop.storage.tables import TABLES, Rollout
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ def merge_small_files(connection: duckdb.DuckDBPyConnection, root: Path, *, roll
     """Merge the small files of every table, of the rollouts only if asked, in one transaction under the lake's lock."""
     connection.execute("BEGIN")
     try:
-        with synced(root):
+        with synced(root) as written:
             for row in TABLES:
                 if rollouts or row is not Rollout:
                     connection.execute(MERGE.format(table=row.TABLE, small=SMALL)).fetchall()
@@ -45,14 +48,20 @@ def merge_small_files(connection: duckdb.DuckDBPyConnection, root: Path, *, roll
         with contextlib.suppress(duckdb.Error):
             connection.execute("ROLLBACK")
         raise
+    with contextlib.suppress(OSError, LakeError):  # the merge stands; a sweep catches up
+        note(place_of(root), written)
 
 
 @contextlib.contextmanager
-def synced(root: Path, table: str = "*") -> Iterator[None]:
-    """Flush to the disk what DuckDB itself writes for a table within: it never does, and the catalog relies on it."""
+def synced(root: Path, table: str = "*") -> Iterator[list[Path]]:
+    """Flush to the disk what DuckDB itself writes for a table within: it never does, and the catalog relies on it.
+
+    Yields a list that holds those files afterwards.
+    """
     before = set(root.glob(f"data/main/{table}/*.parquet"))
-    yield
-    written = set(root.glob(f"data/main/{table}/*.parquet")) - before
+    written: list[Path] = []
+    yield written
+    written += sorted(set(root.glob(f"data/main/{table}/*.parquet")) - before)
     for path in written:
         fsync(path)
     for folder in {path.parent for path in written}:
