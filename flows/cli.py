@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from strop.flows import cli_lake, cli_plugins, cli_project, cli_run, cli_server
+from strop.flows import cli_care, cli_lake, cli_plugins, cli_project, cli_run, cli_server
 from strop.flows.output import say
 from strop.storage.errors import PluginError, RecipeError, StropError
 
@@ -54,6 +54,8 @@ for _name, _command in (
     ("sql", cli_lake.sql),
     ("lineage", cli_lake.lineage),
     ("show", cli_lake.show),
+    ("fsck", cli_care.fsck),
+    ("gc", cli_care.gc),
     ("init", cli_project.init),
     ("doctor", cli_project.doctor),
 ):

@@ -16,7 +16,7 @@ import duckdb
 
 from strop.storage import fsck_bounds, fsck_catalog, fsck_rows
 from strop.storage.catalog_db import open_catalog_db
-from strop.storage.checkpoints import hash_directory
+from strop.storage.checkpoints import hash_directory, is_pruned
 from strop.storage.checksums import StoredFile, are_kept, damage_report, damages, stored_files
 from strop.storage.console import Console, open_console
 from strop.storage.errors import LakeError
@@ -25,7 +25,7 @@ from strop.storage.place import Place, place_of
 
 OnProgress = Callable[[str, int, int], None]
 """What is being looked at, how much of it is done, and how much there is."""
-POLICIES = "SELECT DISTINCT path, content_hash, any_value(name) AS name FROM policies GROUP BY path, content_hash"
+POLICIES = "SELECT path, content_hash, any_value(name), list(detail) FROM policies GROUP BY path, content_hash"
 COMMITTED = "SELECT 1 AS there FROM ducklake_snapshot_changes WHERE commit_extra_info LIKE :said LIMIT 1"
 COPY = "put it back from a copy of the lake, byte for byte"
 
@@ -154,7 +154,8 @@ def _is_still_needed(place: Place, file: StoredFile) -> bool:
 def _checkpoints(place: Place, audit: Audit, on_progress: OnProgress) -> Iterator[Finding]:
     with open_console(place.root) as console:
         policies = console.query(POLICIES).rows
-    for done, (path, content_hash, name) in enumerate(policies):
+    policies = [row for row in policies if not any(is_pruned(detail) for detail in row[3])]
+    for done, (path, content_hash, name, _) in enumerate(policies):
         on_progress("checkpoints", done, len(policies))
         audit.checkpoints += 1
         folder = place.root / path

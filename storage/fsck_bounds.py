@@ -63,12 +63,12 @@ def problems(place: Place, done: Callable[[int, int], None]) -> Iterator[str]:
             if facts is None:
                 continue
             of_file, of_table = bounds[file["data_file_id"]].get(column), whole.get((file["table_id"], column))
-            for row, problem in (
-                (of_file, of_file and (_too_narrow(of_file, kind, facts) or _nulls(of_file, facts))),
-                (of_table, of_table and (_too_narrow(of_table, kind, facts) or _no_nulls(of_table, facts))),
-            ):
+            told = {
+                "the file": of_file and (_too_narrow(of_file, kind, facts) or _nulls(of_file, facts)),
+                "the table": of_table and (_too_narrow(of_table, kind, facts) or _no_nulls(of_table, facts)),
+            }
+            for of, problem in told.items():
                 if problem:
-                    of = "the file" if row is of_file else "the table"
                     yield f"the statistics of {name} of {of} are not true of data/{file['path']}: {problem}"
 
 

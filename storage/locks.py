@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from strop.storage.errors import LakeError
@@ -74,6 +76,25 @@ def run_lock(root: Path, run_id: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_driven(root: Path) -> bool:
+    """Whether a live process of this machine drives some run of the lake."""
+    return any(_is_held(path) for path in (root / "locks").glob("run-*.lock"))
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        who = json.loads(path.with_suffix(".json").read_text())
+        if who["host"] == socket.gethostname() and not psutil.pid_exists(who["pid"]):
+            return False  # known without touching the lock, which a starting run may want in this moment
+        with path.open("r+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _sign(path: Path) -> None:

@@ -15,11 +15,11 @@ from old_lake import unpack
 
 from strop.storage.catalog import read_catalog
 from strop.storage.console import open_console
+from strop.storage.gc import Wishes, gc
 from strop.storage.lake import Lake, open_lake
 from strop.storage.lineage import trace
 from strop.storage.migrations import MIGRATIONS
 from strop.storage.tables import SCHEMA_VERSION, TABLES, Rollout, Row, Run, Score, columns
-from strop.storage.upkeep import sweep
 
 ADDED = {
     ("runs", "parent_run_id"),
@@ -93,7 +93,7 @@ def test_files_of_both_versions_live_together_and_merge(old: Path) -> None:
             scores = [Score(score_id=i + 1, subject_id=1, supersedes=i)]
             lake.commit(ledger(f"k{i}", shard=i), rows={"rollouts": rollouts(2, detail="{}"), "scores": scores})
         both = everything(lake)
-        sweep(lake, datetime.timedelta())
+        gc(old, Wishes(older_than=datetime.timedelta()))
         files = read_catalog(old).tables
         assert len(files["scores"].files) == 2
         assert everything(lake) == both
