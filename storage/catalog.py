@@ -167,7 +167,8 @@ def _read(connection: sqlite3.Connection, root: Path, snapshot: int | None) -> C
     newest = connection.execute(NEWEST).fetchone()[0]
     at = newest if snapshot is None else snapshot
     if not connection.execute(EXISTS, {"at": at}).fetchone()[0]:
-        raise LakeError(f"the lake {root} has no snapshot {at}; the newest is {newest}")
+        gone = "; older ones may have been taken out by `strop gc --keep-snapshots`" if at < newest else ""
+        raise LakeError(f"the lake {root} has no snapshot {at}; the newest is {newest}{gone}")
     columns = _columns(connection.execute(COLUMNS, {"at": at}).fetchall())
     files: dict[int, list[sqlite3.Row]] = {}
     for file in connection.execute(FILES, {"at": at}):

@@ -56,6 +56,10 @@ class Audit:
     checkpoints: int = 0
     rows: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict, repr=False)
+    """Damaged files and their tables: reading one of them further may end the process."""
+    unknown: set[str] = field(default_factory=set, repr=False)
+    """Files without a checksum."""
 
     @property
     def damaged(self) -> bool:
@@ -125,23 +129,25 @@ def _files(place: Place, audit: Audit, on_progress: OnProgress) -> Iterator[Find
         on_progress("data files", done, audit.bytes)
         for damaged, what in damages(place, [file], quick=audit.quick):
             if _is_still_needed(place, damaged):
+                audit.unreadable[file.path] = file.table
                 yield Finding("data file", f"data/{file.path}", f"{what}; {fsck_catalog.content(file)}", COPY)
         done += file.bytes
     on_progress("data files", done, audit.bytes)
-    without = sum(file.hash is None for file in files)
-    if without:
+    audit.unknown = {file.path for file in files if file.hash is None}
+    if audit.unknown:
         yield Finding(
             "data file",
             "data",
-            f"{without} files have no checksum: an older Strop wrote them, or a process that was killed; of those "
-            "only sizes and footers can be compared",
+            f"{len(audit.unknown)} files have no checksum: an older Strop wrote them, or a process that was killed; "
+            "of those only sizes can be compared",
             "`strop gc` records what they are now",
             damage=False,
         )
 
 
 def _bounds(place: Place, audit: Audit, on_progress: OnProgress) -> Iterator[Finding]:
-    for problem in fsck_bounds.problems(place, lambda done, total: on_progress("statistics", done, total)):
+    skip = audit.unknown | set(audit.unreadable)
+    for problem in fsck_bounds.problems(place, skip, lambda done, total: on_progress("statistics", done, total)):
         yield Finding("catalog", place.catalog or "catalog.sqlite", problem, COPY)
 
 
@@ -152,6 +158,9 @@ def _is_still_needed(place: Place, file: StoredFile) -> bool:
 
 
 def _checkpoints(place: Place, audit: Audit, on_progress: OnProgress) -> Iterator[Finding]:
+    if "policies" in audit.unreadable.values():
+        yield Finding("checkpoint", "policies", "not checked: files of the table policies are damaged", COPY)
+        return
     with open_console(place.root) as console:
         policies = console.query(POLICIES).rows
     policies = [row for row in policies if not any(is_pruned(detail) for detail in row[3])]
@@ -180,6 +189,10 @@ def _asked(
     audit.rows = sum(table.rows or 0 for table in console.tables())
     for done, check in enumerate(checks):
         on_progress("rows", done, len(checks))
+        damaged = sorted(check.tables & set(audit.unreadable.values()))
+        if damaged:
+            yield Finding("row", check.table, f"not checked ({check.about}): files of {', '.join(damaged)} are damaged")
+            continue
         try:
             found: Iterable[tuple[object, ...]] = console.query(check.sql, timeout_s=3600).rows
         except LakeError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from strop.storage.console import Console
-from strop.storage.tables import TABLES, Row, SchemaVersion, StageRun
+from strop.storage.tables import BY_NAME, TABLES, Row, SchemaVersion, StageRun
 
 SHOWN = 5
 """Rows named for each question; the number of all of them is told."""
@@ -21,6 +22,11 @@ class Check:
     problem: str
     """Format string over the columns of an answer."""
     advice: str = "find the damaged file above, or report it: no command of Strop writes such rows"
+
+    @property
+    def tables(self) -> set[str]:
+        """The tables it reads."""
+        return BY_NAME.keys() & set(re.findall(r"\w+", self.sql))
 
 
 REFERENCES: tuple[tuple[str, str, str, str], ...] = (
