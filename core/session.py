@@ -90,8 +90,8 @@ class Session:
         return self.candidate(round) if step.split == "heldout" else self.champion()
 
     def directory(self, policy: Policy) -> Path:
-        """Where a policy's checkpoint lies."""
-        return self.lake.root / policy.path
+        """Where a policy's checkpoint lies on this machine."""
+        return self.lake.checkpoint(policy)
 
     def upstream(self, round: int, step: Step, policy: Policy | None = None) -> list[str]:
         """Keys of the stage runs a step reads, that of the policy it runs or starts from included, sorted."""

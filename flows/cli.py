@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from strop.flows import cli_care, cli_lake, cli_plugins, cli_project, cli_run, cli_server
+from strop.flows import cli_care, cli_lake, cli_plugins, cli_project, cli_remote, cli_run, cli_server
 from strop.flows.output import say
 from strop.storage.errors import PluginError, RecipeError, StropError
 
@@ -62,6 +62,7 @@ for _name, _command in (
     app.command(_name)(_command)
 app.add_typer(cli_plugins.app, name="plugins")
 app.add_typer(cli_server.app, name="server")
+app.add_typer(cli_remote.app, name="lake")
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from strop.storage.place import place_of, run_lock_name
+
 if TYPE_CHECKING:
     from strop.core.recipe import Recipe
 
@@ -141,7 +143,7 @@ def worked(spans: list[tuple[float, float]]) -> float:
 
 def rounds_done(lake: Path, run_id: str, recipe: Recipe) -> int:
     """How many rounds of the run are complete: every stage of the recipe with every shard committed."""
-    if not (lake / "catalog.sqlite").exists():
+    if not place_of(lake).exists:
         return 0
     from strop.storage.console import open_console
 
@@ -168,9 +170,13 @@ def pass_at_most(rounds: list[Round]) -> str | None:
 
 def driver(lake: Path, run_id: str) -> dict[str, Any] | None:
     """Who holds the run's lock, if a live process does."""
+    if (place := place_of(lake)).catalog:
+        from strop.storage import advisory
+
+        return advisory.holder(place, run_lock_name(run_id))
     import fcntl
 
-    lock = lake / "locks" / f"run-{run_id.replace(os.sep, '_')}.lock"
+    lock = lake / "locks" / f"{run_lock_name(run_id)}.lock"
     try:
         who: dict[str, Any] = json.loads(lock.with_suffix(".json").read_text())
     except (OSError, ValueError):

@@ -14,22 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
-import socket
 import sqlite3
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from strop.storage.errors import CatalogError, LakeError
-from strop.storage.place import Place
+from strop.storage.place import Place, no_lake
+from strop.storage.sole_use import through_python
 
 if TYPE_CHECKING:
     import psycopg
 
 WRITERS = 0x5354524F_50000001
 """Key of the advisory lock that a writing transaction takes on PostgreSQL."""
-CONNECT_TIMEOUT_S = 10
 BUSY_TIMEOUT_S = 10.0
 PROBE = "SELECT 1 FROM ducklake_snapshot LIMIT 1"
 TOKENS = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|::|:(\w+)|%")
@@ -72,18 +70,17 @@ class _Sqlite:
 def _sqlite(place: Place, *, write: bool) -> Iterator[CatalogDb]:
     path = place.sqlite
     if not path.is_file():
-        raise LakeError(
-            f"there is no lake in {place} (no catalog.sqlite); `strop run --lake {place}` makes one, "
-            f"and `--lake <folder>` names another"
-        )
+        raise no_lake(place)
     try:
-        connection = _open(place, ("mode=rw",) if write else ("mode=ro", "mode=ro&immutable=1"))
-        try:
-            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            yield _Sqlite(connection)
-            connection.execute("COMMIT")
-        finally:  # closing rolls back what was not committed
-            connection.close()
+        with through_python(place.root):
+            connection = _open(place, ("mode=rw",) if write else ("mode=ro", "mode=ro&immutable=1"))
+            try:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                yield _Sqlite(connection)
+                connection.execute("COMMIT")
+            finally:  # closing rolls back what was not committed
+                connection.close()
     except sqlite3.Error as error:
         raise CatalogError(f"cannot {'write' if write else 'read'} the catalog {path}: {error}") from error
 
@@ -115,10 +112,11 @@ class _Postgres:
 
 @contextlib.contextmanager
 def _postgres(place: Place, *, write: bool) -> Iterator[CatalogDb]:
-    import psycopg
+    from strop.storage.postgres import psycopg_or_advice, said, session
 
+    psycopg = psycopg_or_advice(place)
     try:
-        with connect_postgres(place) as connection, connection.transaction():
+        with session(place) as connection, connection.transaction():
             if write:  # read committed: every statement after the lock sees what was committed before it was granted
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", [WRITERS])
             else:
@@ -130,40 +128,8 @@ def _postgres(place: Place, *, write: bool) -> Iterator[CatalogDb]:
         ) from error
     except psycopg.Error as error:
         raise CatalogError(
-            f"cannot {'write' if write else 'read'} the catalog {place.catalog}: {str(error).strip()}"
+            f"cannot {'write' if write else 'read'} the catalog {place.catalog}: {said(error)}"
         ) from error
-
-
-def connect_postgres(place: Place) -> psycopg.Connection[dict[str, Any]]:
-    """A session of its own on the catalog's database, in autocommit. Raises LakeError when it cannot be had.
-
-    Its application name tells others who holds a lock, so it says host and process.
-    """
-    try:
-        import psycopg
-        from psycopg.rows import dict_row
-    except ImportError as error:
-        raise LakeError(
-            f"the lake {place} has its catalog in PostgreSQL, which needs psycopg: pip install 'strop[remote]'"
-        ) from error
-    try:
-        return psycopg.connect(
-            place.catalog or "",
-            autocommit=True,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            application_name=application_name(),
-            row_factory=dict_row,
-        )
-    except psycopg.Error as error:
-        raise CatalogError(
-            f"cannot reach the catalog {place.catalog} of the lake {place}: {str(error).strip()}. Check that the "
-            "server runs and lets you in (PGPASSWORD or ~/.pgpass holds the password)"
-        ) from error
-
-
-def application_name() -> str:
-    """How this process is called in `pg_stat_activity`; PostgreSQL cuts it at 63 bytes."""
-    return f"strop {os.getpid()} on {socket.gethostname()}"[:63]
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,13 +10,15 @@ a killed process could not record is caught up with under the commit lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
 from strop.storage.catalog_db import CatalogDb, open_catalog_db
+from strop.storage.data_files import DataFiles, LocalFiles, data_files
 from strop.storage.errors import LakeError
 from strop.storage.place import Place
 from strop.storage.seals import seal, unseal
@@ -27,20 +29,22 @@ CREATE TABLE IF NOT EXISTS strop_files (path VARCHAR PRIMARY KEY, bytes BIGINT N
 RECORD = """
 INSERT INTO strop_files (path, bytes, hash) VALUES (:path, :bytes, :hash)
 ON CONFLICT (path) DO UPDATE SET bytes = excluded.bytes, hash = excluded.hash"""
+NEXT = "SELECT next_file_id FROM ducklake_snapshot ORDER BY snapshot_id DESC LIMIT 1"
 FULL_PATH = "CASE WHEN f.path_is_relative THEN s.path || t.path || f.path ELSE f.path END"
 KNOWN = " UNION ALL ".join(
     f"""
-SELECT {FULL_PATH} AS path, t.table_name AS name, f.file_size_bytes AS bytes, f.begin_snapshot AS since,
-  f.end_snapshot AS until
+SELECT {FULL_PATH} AS path, t.table_name AS name, f.file_size_bytes AS bytes, f.end_snapshot AS until, f.{id} AS id
 FROM {files} f JOIN ducklake_table t ON t.table_id = f.table_id
 JOIN ducklake_schema s ON s.schema_id = t.schema_id"""
-    for files in ("ducklake_data_file", "ducklake_delete_file")
+    for files, id in (("ducklake_data_file", "data_file_id"), ("ducklake_delete_file", "delete_file_id"))
 )
 """Every file that some snapshot needs. A table's name and folder never change, so that one row of each is enough."""
 RECORDED = f"""
-SELECT k.path, k.name, k.bytes, k.since, k.until, c.hash, c.bytes AS hashed_bytes
+SELECT k.path, k.name, k.bytes, k.until, c.hash
 FROM ({KNOWN}) k LEFT JOIN strop_files c ON c.path = k.path ORDER BY k.path"""
-UNRECORDED = f"SELECT k.path FROM ({KNOWN}) k LEFT JOIN strop_files c ON c.path = k.path WHERE c.path IS NULL"
+UNRECORDED = (
+    f"SELECT k.path FROM ({KNOWN}) k LEFT JOIN strop_files c ON c.path = k.path WHERE c.path IS NULL AND k.id >= :first"
+)
 FORGET = f"DELETE FROM strop_files WHERE path NOT IN (SELECT k.path FROM ({KNOWN}) k)"
 
 
@@ -58,13 +62,24 @@ class StoredFile:
     """The newest snapshot needs it."""
 
 
-def hash_file(path: Path) -> str:
-    """The checksum of a file's bytes, as hex."""
+def size_and_hash(source: Path | bytes) -> tuple[int, str]:
+    """Bytes and checksum, as hex, of a file of this machine or of its content."""
     found = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as stream:
+    if isinstance(source, bytes):
+        found.update(source)
+        return len(source), found.hexdigest()
+    size = 0
+    with source.open("rb", buffering=0) as stream:
         while chunk := stream.read(CHUNK):
             found.update(chunk)
-    return found.hexdigest()
+            size += len(chunk)
+    return size, found.hexdigest()
+
+
+def read_back(store: DataFiles, path: str) -> tuple[int, str]:
+    """The same of a file of the lake by its path below `data/`. Raises OSError."""
+    location = store.at(f"data/{path}")
+    return size_and_hash(Path(location) if isinstance(store, LocalFiles) else store.read(location))
 
 
 def record(db: CatalogDb, hashes: Mapping[str, tuple[int, str]]) -> None:
@@ -78,21 +93,17 @@ def record(db: CatalogDb, hashes: Mapping[str, tuple[int, str]]) -> None:
     seal(db)
 
 
-def measured(place: Place, paths: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """Size and checksum of files by their path below `data/`, read from the disk."""
-    found = {}
-    for path in paths:
-        where = file_at(place, path)
-        found[path] = (where.stat().st_size, hash_file(where))
-    return found
+def next_file(place: Place) -> int:
+    """The number that the catalog will give to the next file."""
+    with open_catalog_db(place, write=False) as db:
+        return int(db.execute(NEXT)[0]["next_file_id"])
 
 
-def note(place: Place, paths: Iterable[Path]) -> None:
-    """Record files that have just been registered. The caller holds the commit lock."""
-    below = place.root / "data"
-    found = measured(place, [path.relative_to(below).as_posix() for path in paths if path.is_file()])
+def note(place: Place, first: int) -> None:
+    """Record the files from that number on, which DuckDB wrote. The caller holds the commit lock."""
     with open_catalog_db(place, write=True) as db:
-        record(db, found)
+        db.execute(CREATE)
+        _record_missing(db, place, first)
 
 
 def catch_up(place: Place) -> int:
@@ -102,11 +113,19 @@ def catch_up(place: Place) -> int:
     """
     with open_catalog_db(place, write=True) as db:
         db.execute(CREATE)
-        paths = [row["path"] for row in db.execute(UNRECORDED) if file_at(place, row["path"]).is_file()]
-        record(db, measured(place, paths))
+        found = _record_missing(db, place, first=0)
         db.execute(FORGET)
         unseal(db)
-    return len(paths)
+    return found
+
+
+def _record_missing(db: CatalogDb, place: Place, first: int) -> int:
+    store, found = data_files(place), {}
+    for row in db.execute(UNRECORDED, {"first": first}):
+        with contextlib.suppress(OSError):  # a file that is gone has none; the audit tells
+            found[row["path"]] = read_back(store, row["path"])
+    record(db, found)
+    return len(found)
 
 
 def are_kept(place: Place) -> bool:
@@ -134,23 +153,18 @@ def stored_files(db: CatalogDb, *, kept: bool) -> list[StoredFile]:
     ]
 
 
-def file_at(place: Place, path: str) -> Path:
-    """Where a file lies, from its path below `data/`."""
-    return place.root / "data" / path
-
-
 def damages(place: Place, files: Sequence[StoredFile], *, quick: bool = False) -> Iterator[tuple[StoredFile, str]]:
     """The files whose bytes are not those that were written, and what is wrong with each; `quick`: by size alone."""
+    store = data_files(place)
     for file in files:
         try:
-            where = file_at(place, file.path)
-            size = where.stat().st_size
-            if size != file.bytes:
+            size = store.size(store.at(f"data/{file.path}"))
+            if size is None:
+                yield file, "is gone"
+            elif size != file.bytes:
                 yield file, f"has {size} bytes, {file.bytes} were written"
-            elif not quick and file.hash is not None and (found := hash_file(where)) != file.hash:
+            elif not quick and file.hash is not None and (found := read_back(store, file.path)[1]) != file.hash:
                 yield file, f"its bytes hash to {found[:16]}, written were {file.hash[:16]}"
-        except FileNotFoundError:
-            yield file, "is gone"
         except OSError as error:
             yield file, f"cannot be read: {error}"
 

@@ -3,7 +3,8 @@
     with open_console(Path("lake")) as console:
         result = console.query("SELECT run_id, round, pass_at_1 FROM v_rounds")
 
-Neither DuckLake nor any other extension is loaded: they bring functions that write and delete files (see `gate`).
+No extension is loaded, DuckLake the least: they bring functions that write and delete files (see `gate`). Only a lake
+on S3 needs one, httpfs, which adds a file system and no function; it may open the snapshot's objects and no other.
 Views are made when a query first names them, so that opening costs little however many tables there are.
 """
 
@@ -24,6 +25,7 @@ from strop.storage import gate
 from strop.storage.catalog import Catalog, read_catalog
 from strop.storage.errors import LakeError
 from strop.storage.migrations import with_known_columns
+from strop.storage.place import Place, place_of
 from strop.storage.reading import blame
 from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
 from strop.storage.views import READY, literal, view_sql
@@ -128,12 +130,13 @@ class Console:
 
 
 def open_console(root: Path, *, snapshot: int | None = None, memory_gb: float | None = None) -> Console:
-    """Open the console on a lake as it stands now, or stood at a snapshot; columns that it lacked then are null.
+    """Open the console on a lake as it stands now, or stood at a snapshot.
 
     `memory_gb` limits what a query may use; the default is half of the machine's.
     Raises LakeError when there is no lake, no such snapshot, or when a newer Strop made it.
     """
-    root = Path(root).absolute()
+    place = place_of(root)
+    root = place.root
     catalog = read_catalog(root, snapshot)
     connection = duckdb.connect(
         config={
@@ -145,7 +148,7 @@ def open_console(root: Path, *, snapshot: int | None = None, memory_gb: float | 
     )
     console = Console(root, with_known_columns(catalog), connection)
     try:
-        _lock_down(connection, catalog, memory_gb)
+        _lock_down(connection, place, catalog, memory_gb)
         _check_version(console, catalog)
     except duckdb.Error as error:
         connection.close()
@@ -156,11 +159,14 @@ def open_console(root: Path, *, snapshot: int | None = None, memory_gb: float | 
     return console
 
 
-def _lock_down(connection: duckdb.DuckDBPyConnection, catalog: Catalog, memory_gb: float | None) -> None:
+def _lock_down(connection: duckdb.DuckDBPyConnection, place: Place, catalog: Catalog, memory_gb: float | None) -> None:
     """Let the connection open the snapshot's files and nothing else, for good."""
-    paths = [
-        str(path) for table in catalog.tables.values() for f in table.files for path in (f.path, f.deletes) if path
-    ]
+    paths = [path for table in catalog.tables.values() for f in table.files for path in (f.path, f.deletes) if path]
+    if place.data:
+        from strop.storage.extensions import load_s3
+
+        load_s3(connection, place)
+        connection.execute("SET enable_http_metadata_cache = true")  # registered files never change
     if memory_gb is None:
         memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**31
     connection.execute("SET TimeZone = 'UTC'")

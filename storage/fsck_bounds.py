@@ -11,10 +11,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from strop.storage.catalog_db import CatalogDb, CatalogRow, open_catalog_db
-from strop.storage.checksums import FULL_PATH, file_at
+from strop.storage.checksums import FULL_PATH
+from strop.storage.data_files import LocalFiles, data_files
 from strop.storage.place import Place
 
 FILES = f"""
@@ -52,11 +54,13 @@ def problems(place: Place, skip: Collection[str], done: Callable[[int, int], Non
         for row in db.execute(BOUNDS):
             bounds[row["data_file_id"]][row["column_id"]] = row
         whole = {(row["table_id"], row["column_id"]): row for row in db.execute(WHOLE)}
+    store = data_files(place)
+    opened = str if isinstance(store, LocalFiles) else lambda location: pa.BufferReader(store.read(location))
     for number, file in enumerate(files):
         done(number, len(files))
         if file["path"] in skip:
             continue
-        footer = pq.read_metadata(file_at(place, file["path"]))
+        footer = pq.read_metadata(opened(store.at(f"data/{file['path']}")))
         if footer.num_rows != file["record_count"]:
             yield f"data/{file['path']} has {footer.num_rows} rows, the catalog says {file['record_count']}"
         for column, (name, kind) in kinds.get(file["table_id"], {}).items():

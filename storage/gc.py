@@ -17,8 +17,8 @@ from pathlib import Path
 
 from strop.storage import leftovers, pruning, snapshots
 from strop.storage.catalog_db import CatalogDb, open_catalog_db
-from strop.storage.checksums import catch_up, file_at, stored_files
-from strop.storage.durable import discard
+from strop.storage.checksums import catch_up, stored_files
+from strop.storage.data_files import DataFiles, data_files
 from strop.storage.lake import open_lake
 from strop.storage.leftovers import Leftover
 from strop.storage.locks import commit_lock, is_driven
@@ -26,7 +26,7 @@ from strop.storage.place import Place, place_of
 from strop.storage.upkeep import SMALL, merge_small_files
 
 DAY = datetime.timedelta(days=1)
-DOOMED = "SELECT path, schedule_start FROM ducklake_files_scheduled_for_deletion"
+DOOMED = "SELECT path, schedule_start FROM ducklake_files_scheduled_for_deletion WHERE path_is_relative"
 FORGET = "DELETE FROM ducklake_files_scheduled_for_deletion WHERE path = :path"
 MERGEABLE = """
 SELECT coalesce(sum(n), 0) AS n FROM (
@@ -62,37 +62,39 @@ def gc(root: Path, wishes: Wishes, *, dry_run: bool = False) -> list[Freed]:
 
     Raises LakeError when there is no lake, or it cannot be written.
     """
-    place = place_of(root)
-    now = datetime.datetime.now(datetime.UTC)
+    place, now = place_of(root), datetime.datetime.now(datetime.UTC)
+    store = data_files(place)
     if dry_run:
         with open_catalog_db(place, write=False) as db:
-            expired, small = snapshots.expired(db, wishes.keep_snapshots, now), db.execute(MERGEABLE, {"small": SMALL})
-        found = [Freed("expired snapshots", len(expired), 0), Freed("small files merged", small[0]["n"], 0)]
-        pruned = pruning.candidates(place, wishes.checkpoints)
+            expired = len(snapshots.expired(db, wishes.keep_snapshots, now))
+            small = db.execute(MERGEABLE, {"small": SMALL})[0]["n"]
+            unneeded = list(_unneeded(store, db, now - wishes.older_than))
+        pruned = pruning.prunable(place, wishes.checkpoints)
     else:
         pruned = pruning.prune(place, wishes.checkpoints)
-        found = _change(place, wishes, now)
-    removed = list(_data_files(place, now, wishes.older_than, dry_run=dry_run))
-    removed += _folders(place, wishes, now, pruned)
+        expired, small = _change(place, wishes, now)
+        unneeded = _removed(place, store, now - wishes.older_than)
+    others = list(_folders(place, store, wishes, now, pruned))
     if not dry_run:
-        for leftover in removed:
-            leftover.remove()
-    return found + _summed(removed)
+        for leftover in others:
+            leftover.remove(store)
+    found = [Freed("expired snapshots", expired, 0), Freed("small files merged", small, 0)]
+    return found + _summed([*unneeded, *others])
 
 
-def _change(place: Place, wishes: Wishes, now: datetime.datetime) -> list[Freed]:
-    """What changes the catalog: expire, merge, record checksums that are missing."""
+def _change(place: Place, wishes: Wishes, now: datetime.datetime) -> tuple[int, int]:
+    """What changes the catalog: expire, merge, record checksums that are missing; snapshots and files less."""
+    before = _live(place)
     with open_lake(place.root) as lake:
-        before = _live(place)
+        with open_catalog_db(place, write=False) as db:
+            expired = snapshots.expired(db, wishes.keep_snapshots, now)
         with lake.exclusive() as connection:
-            with open_catalog_db(place, write=False) as db:
-                expired = snapshots.expired(db, wishes.keep_snapshots, now)
             snapshots.expire(connection, expired)
         with lake.exclusive() as connection:
-            merge_small_files(connection, place.root, rollouts=True)
-        with commit_lock(place.root):
-            catch_up(place)
-        return [Freed("expired snapshots", len(expired), 0), Freed("small files merged", len(before - _live(place)), 0)]
+            merge_small_files(connection, place, rollouts=True)
+    with commit_lock(place.root):
+        catch_up(place)
+    return len(expired), len(before - _live(place))
 
 
 def _live(place: Place) -> set[str]:
@@ -100,53 +102,55 @@ def _live(place: Place) -> set[str]:
         return {file.path for file in stored_files(db, kept=False) if file.live}
 
 
-def _data_files(
-    place: Place, now: datetime.datetime, older_than: datetime.timedelta, *, dry_run: bool
-) -> Iterator[Leftover]:
-    """Files below `data/` that no snapshot needs; removed here, under the lock, since a commit may be placing some."""
-    if dry_run:
-        with open_catalog_db(place, write=False) as db:
-            yield from _unneeded(place, db, now - older_than)
-        return
+def _removed(place: Place, store: DataFiles, before: datetime.datetime) -> list[Leftover]:
+    """The files that no snapshot needs, removed under the lock: a commit may be placing some."""
     with commit_lock(place.root):
         with open_catalog_db(place, write=False) as db:
-            unneeded = list(_unneeded(place, db, now - older_than))
-        discard(leftover.path for leftover in unneeded)
+            unneeded = list(_unneeded(store, db, before))
+        for leftover in unneeded:
+            leftover.remove(store)
+        below = store.at("data") + "/"
         with open_catalog_db(place, write=True) as db:
             for leftover in unneeded:
-                db.execute(FORGET, {"path": leftover.path.relative_to(place.root / "data").as_posix()})
-    yield from unneeded
+                db.execute(FORGET, {"path": leftover.stored[0].removeprefix(below)})
+    return unneeded
 
 
-def _unneeded(place: Place, db: CatalogDb, before: datetime.datetime) -> Iterator[Leftover]:
+def _unneeded(store: DataFiles, db: CatalogDb, before: datetime.datetime) -> Iterator[Leftover]:
+    """Of what lies below `data/`. What is listed for deletion and gone already is among it, with no bytes."""
     needed = {file.path for file in stored_files(db, kept=False)}
-    doomed = {row["path"]: row["schedule_start"] for row in db.execute(DOOMED)}
-    for path, at in doomed.items():
-        since = datetime.datetime.fromisoformat(at) if isinstance(at, str) else at
-        if path not in needed and since < before and not Path(path).is_absolute():
-            yield Leftover("merged and expired files", file_at(place, path))
-    for where in leftovers.files(place.root / "data"):
-        path = where.relative_to(place.root / "data").as_posix()
-        if path not in needed and path not in doomed and leftovers.touched(where) < before.timestamp():
-            yield Leftover("files of killed commits", where)
+    doomed = {row["path"]: _moment(row["schedule_start"]) for row in db.execute(DOOMED)}
+    there = {file.location: file for file in store.list("data")}
+    for path, since in doomed.items():
+        if path not in needed and since < before:
+            location = store.at(f"data/{path}")
+            size = there[location].size if location in there else 0
+            yield Leftover("merged and expired files", size, stored=(location,))
+    known = {store.at(f"data/{path}") for path in (*needed, *doomed)}
+    for location, file in there.items():
+        if location not in known and file.modified < before:
+            yield Leftover("files of killed commits", file.size, stored=(location,))
 
 
-def _folders(place: Place, wishes: Wishes, now: datetime.datetime, pruned: Collection[Path]) -> Iterator[Leftover]:
-    patience = max(wishes.older_than, DAY) if is_driven(place.root) else wishes.older_than
-    before = (now - patience).timestamp()
-    for kind, folder, pattern in (
-        ("staged files", place.root / "staging", "*"),
-        ("work folders", place.root / "work", "*"),
-        *(("half-made base policies", cache, "making-*") for cache in wishes.caches),
-    ):
-        for path in sorted(folder.glob(pattern)):
-            if leftovers.touched(path) < before:
-                yield Leftover(kind, path)
-    for path in pruning.unreferenced(place):
-        if leftovers.touched(path) < before:
-            yield Leftover("unreferenced checkpoints", path)
-    for path in pruned:
-        yield Leftover("pruned checkpoints", path)
+def _moment(said: str | datetime.datetime) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(said) if isinstance(said, str) else said
+
+
+def _folders(
+    place: Place, store: DataFiles, wishes: Wishes, now: datetime.datetime, pruned: Collection[str]
+) -> Iterator[Leftover]:
+    before = now - (max(wishes.older_than, DAY) if is_driven(place.root) else wishes.older_than)
+    yield from leftovers.local("staged files", place.root / "staging", "*", before.timestamp())
+    yield from leftovers.local("work folders", place.root / "work", "*", before.timestamp())
+    for cache in wishes.caches:
+        yield from leftovers.local("half-made base policies", cache, "making-*", before.timestamp())
+    named = pruning.named(place)
+    for path, files in leftovers.checkpoints(store).items():
+        size, stored = sum(file.size for file in files), tuple(file.location for file in files)
+        if path in pruned:
+            yield Leftover("pruned checkpoints", size, place.root / path, stored)
+        elif path not in named and max(file.modified for file in files) < before:
+            yield Leftover("unreferenced checkpoints", size, place.root / path, stored)
 
 
 def _summed(removed: Sequence[Leftover]) -> list[Freed]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from strop.storage.data_files import DataFiles, StoredFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,39 +17,45 @@ class Leftover:
     """Something that is to go."""
 
     kind: str
-    path: Path
-    bytes: int = field(init=False)
+    bytes: int
+    local: Path | None = None
+    """A file or folder of this machine."""
+    stored: tuple[str, ...] = ()
+    """Locations in the lake's store."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bytes", size(self.path))
-
-    def remove(self) -> None:
+    def remove(self, store: DataFiles) -> None:
         """Remove it, as far as it is still there."""
-        if self.path.is_dir() and not self.path.is_symlink():
-            shutil.rmtree(self.path, ignore_errors=True)
-        else:
+        store.delete(self.stored)
+        if self.local is not None and self.local.is_dir() and not self.local.is_symlink():
+            shutil.rmtree(self.local, ignore_errors=True)
+        elif self.local is not None:
             with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
+                self.local.unlink(missing_ok=True)
 
 
-def files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder."""
-    return (path for path in folder.rglob("*") if not path.is_dir())
+def local(kind: str, folder: Path, pattern: str, before: float) -> Iterator[Leftover]:
+    """What matches in a folder and has not been written since `before`, in seconds of the epoch."""
+    for path in sorted(folder.glob(pattern)):
+        size, touched = _looked_at(path)
+        if touched < before:
+            yield Leftover(kind, size, path)
 
 
-def size(path: Path) -> int:
-    """Bytes of a file, or of everything below a folder; one that goes meanwhile counts nothing."""
-    total = 0
+def _looked_at(path: Path) -> tuple[int, float]:
+    """Bytes, and when it or anything below it was last written; what goes meanwhile counts nothing."""
+    size, last = 0, 0.0
     for one in (path, *path.rglob("*")):
         with contextlib.suppress(OSError):
-            total += one.lstat().st_size if not one.is_dir() else 0
-    return total
+            found = one.lstat()
+            size += 0 if one.is_dir() else found.st_size
+            last = max(last, found.st_mtime)
+    return size, last
 
 
-def touched(path: Path) -> float:
-    """When the path, or anything below it, was last written, in seconds of the epoch."""
-    last = 0.0
-    for one in (path, *path.rglob("*")):
-        with contextlib.suppress(OSError):
-            last = max(last, one.lstat().st_mtime)
-    return last
+def checkpoints(store: DataFiles) -> dict[str, list[StoredFile]]:
+    """The files of every checkpoint in the lake's store, by the path that a policy's row has."""
+    found: dict[str, list[StoredFile]] = defaultdict(list)
+    root = store.at("policies") + "/"
+    for file in store.list("policies"):
+        found[f"policies/{file.location.removeprefix(root).split('/')[0]}"].append(file)
+    return found

@@ -14,14 +14,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import duckdb
 
 from strop.storage.catalog import Catalog, LiveColumn, LiveTable
-from strop.storage.checksums import note
+from strop.storage.checksums import next_file, note
 from strop.storage.locks import commit_lock
-from strop.storage.place import place_of
+from strop.storage.place import Place
+from strop.storage.sole_use import through_duckdb
 from strop.storage.tables import TABLES, SchemaVersion, columns
 from strop.storage.upkeep import synced
 
@@ -74,24 +74,23 @@ def record_version(connection: duckdb.DuckDBPyConnection, number: int) -> None:
     connection.execute(RECORD, [number, version("strop")])
 
 
-def migrate(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+def migrate(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
     """Bring the attached lake to `SCHEMA_VERSION`; nothing to do where it, or another process, has done so already."""
-    files: list[Path] = []
-    with commit_lock(root):
-        with _transaction(connection):
+    with commit_lock(place.root):
+        mark = next_file(place)
+        with through_duckdb(place.root), _transaction(connection):
             before = schema_version(connection)
             due = [] if before is None else [migration for migration in MIGRATIONS if migration.version > before]
             for migration in due:
                 for statement in migration.sql:
                     connection.execute(statement)
-                with synced(root, SchemaVersion.TABLE) as written:
+                with synced(place, SchemaVersion.TABLE):
                     record_version(connection, migration.version)
-                files += written
-        note(place_of(root), files)
+        note(place, mark)
     for migration in due:
         log.warning(
             "the lake %s now has schema version %d: %s. An older Strop can no longer open it",
-            root,
+            place,
             migration.version,
             migration.doc,
         )
@@ -109,9 +108,10 @@ def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         raise
 
 
-def absent(connection: duckdb.DuckDBPyConnection) -> dict[str, frozenset[str]]:
+def absent(connection: duckdb.DuckDBPyConnection, place: Place) -> dict[str, frozenset[str]]:
     """The columns that an attached older lake lacks, by table."""
-    there = set(connection.execute(HAS_COLUMNS).fetchall())
+    with through_duckdb(place.root):
+        there = set(connection.execute(HAS_COLUMNS).fetchall())
     known = {row.TABLE: {c.name for c in columns(row)} for row in TABLES}
     return {table: frozenset(name for name in names if (table, name) not in there) for table, names in known.items()}
 

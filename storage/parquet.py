@@ -7,6 +7,7 @@ Left out: float16 log-probabilities, which DuckDB cannot read.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Collection, Sequence
 from operator import attrgetter
@@ -34,6 +35,7 @@ _PLAIN = frozenset({"completion", "chosen", "rejected", "logps", "entropy", "sel
 """Columns whose values hardly ever repeat: a dictionary of them would be thrown away."""
 
 
+@functools.cache
 def schema(row: type[Row]) -> pa.Schema:
     """The Arrow schema of a table."""
     return pa.schema([pa.field(c.name, _arrow_type(c.sql_type)) for c in columns(row)])
@@ -68,17 +70,8 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
     """Likewise for an Arrow table that has the schema of `row`."""
     make_folder(path.parent)
     fresh = path.with_name(f".{path.name}.writing")
-    dictionary, split = _encodings(row)
     try:
-        pq.write_table(
-            table,
-            fresh,
-            compression="zstd",
-            compression_level=3,
-            row_group_size=8192,
-            use_dictionary=dictionary,
-            column_encoding=split,
-        )
+        _encode(table, row, fresh)
         fsync(fresh)
         fresh.replace(path)
     except BaseException:
@@ -88,6 +81,27 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
     return path
 
 
+def to_bytes(row: type[R], rows: Sequence[R]) -> bytes:
+    """The content of such a file, for few rows."""
+    sink = pa.BufferOutputStream()
+    _encode(to_arrow(row, rows), row, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _encode(table: pa.Table, row: type[Row], sink: Path | pa.NativeFile) -> None:
+    dictionary, split = _encodings(row)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=8192,
+        use_dictionary=dictionary,
+        column_encoding=split,
+    )
+
+
+@functools.cache
 def _encodings(row: type[Row]) -> tuple[list[str], dict[str, str]]:
     """Columns with a dictionary, and encodings of the others where the default is not best."""
     dictionary, split = [], {}

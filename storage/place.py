@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from strop.storage.errors import LakeError, did_you_mean
 
@@ -32,6 +31,11 @@ class Place:
     """`s3://bucket/prefix` that holds `data/` and `policies/`, no slash at its end; None = in the folder."""
     endpoint: str | None = None
     """URL of the S3 server; None = Amazon's."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether a lake was made here, or joined from here."""
+        return self.catalog is not None or self.sqlite.is_file()
 
     @property
     def sqlite(self) -> Path:
@@ -61,8 +65,23 @@ def place_of(root: Path) -> Place:
         raise LakeError(f"cannot read {path}: {error}") from error
 
 
+def no_lake(place: Place) -> LakeError:
+    """The error of a folder without a lake."""
+    return LakeError(
+        f"there is no lake in {place} (no catalog.sqlite); `strop run --lake {place}` makes one, "
+        f"and `--lake <folder>` names another"
+    )
+
+
+def run_lock_name(run_id: str) -> str:
+    """Name of the lock that whoever drives the run holds."""
+    return f"run-{run_id.replace('/', '_')}"
+
+
 def checked(root: Path, keys: dict[str, object], where: Path) -> Place:
     """A place of these keys. Raises LakeError that names the wrong one and `where` it was found."""
+    from urllib.parse import urlsplit
+
     known = [field.name for field in fields(Place) if field.name != "root"]
     for name, value in keys.items():
         if name not in known:

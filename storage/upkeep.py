@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import duckdb
 
-from strop.storage.checksums import note
+from strop.storage.checksums import next_file, note
 from strop.storage.durable import fsync
 from strop.storage.errors import LakeError
-from strop.storage.place import place_of
+from strop.storage.place import Place
 from strop.storage.tables import TABLES, Rollout
 
 EVERY = 64
@@ -26,11 +25,12 @@ SMALL = 1 << 20
 MERGE = "CALL ducklake_merge_adjacent_files('lake', '{table}', max_file_size => {small})"
 
 
-def merge_small_files(connection: duckdb.DuckDBPyConnection, root: Path, *, rollouts: bool = False) -> None:
+def merge_small_files(connection: duckdb.DuckDBPyConnection, place: Place, *, rollouts: bool = False) -> None:
     """Merge the small files of every table, of the rollouts only if asked, in one transaction under the lake's lock."""
+    mark = next_file(place)
     connection.execute("BEGIN")
     try:
-        with synced(root) as written:
+        with synced(place):
             for row in TABLES:
                 if rollouts or row is not Rollout:
                     connection.execute(MERGE.format(table=row.TABLE, small=SMALL)).fetchall()
@@ -40,19 +40,16 @@ def merge_small_files(connection: duckdb.DuckDBPyConnection, root: Path, *, roll
             connection.execute("ROLLBACK")
         raise
     with contextlib.suppress(OSError, LakeError):  # the merge stands; `strop gc` catches up
-        note(place_of(root), written)
+        note(place, mark)
 
 
 @contextlib.contextmanager
-def synced(root: Path, table: str = "*") -> Iterator[list[Path]]:
-    """Flush to the disk what DuckDB itself writes for a table within: it never does, and the catalog relies on it.
-
-    Yields a list that holds those files afterwards.
-    """
-    before = set(root.glob(f"data/main/{table}/*.parquet"))
-    written: list[Path] = []
-    yield written
-    written += sorted(set(root.glob(f"data/main/{table}/*.parquet")) - before)
+def synced(place: Place, table: str = "*") -> Iterator[None]:
+    """Flush to the disk what DuckDB itself writes for a table within: it never does, and the catalog relies on it."""
+    pattern = f"data/main/{table}/*.parquet"
+    before = set() if place.data else set(place.root.glob(pattern))
+    yield
+    written = set() if place.data else set(place.root.glob(pattern)) - before
     for path in written:
         fsync(path)
     for folder in {path.parent for path in written}:

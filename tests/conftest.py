@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import servers
 
 from strop.core.events import Event, RunSummary
 
@@ -43,3 +46,65 @@ def smoke(tmp_path_factory, own_cache) -> FinishedRun:
     events: list[Event] = []
     summary = run_loop(load("smoke"), lake=lake, run_id="smoke", on_event=events.append)
     return FinishedRun(lake, "smoke", summary, events)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Two folders that are one lake, as if each were on a machine of its own."""
+
+    catalog: str
+    data: str
+    endpoint: str
+    a: Path
+    b: Path
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    try:
+        with servers.postgres() as uri:
+            yield uri
+    except servers.NoServerError as error:
+        pytest.skip(f"no PostgreSQL runs here: {error}")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    try:
+        with servers.s3() as url:
+            yield url
+    except servers.NoServerError as error:
+        pytest.skip(f"no S3 server runs here: {error}")
+
+
+_NUMBER = itertools.count()
+
+
+@pytest.fixture
+def credentials(monkeypatch):
+    """What a user has in the environment."""
+    for name, value in {**servers.KEYS, "PGPASSWORD": servers.PASSWORD}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def database(postgres_server, credentials) -> str:
+    """An empty database."""
+    return servers.make_database(postgres_server, f"lake{next(_NUMBER)}")
+
+
+@pytest.fixture
+def bucket(s3_server, credentials) -> str:
+    """An empty bucket."""
+    return servers.make_bucket(s3_server, f"bucket{next(_NUMBER)}")
+
+
+@pytest.fixture
+def machines(database, bucket, s3_server, tmp_path) -> Machines:
+    """A lake on PostgreSQL and S3, joined from two folders."""
+    from strop.storage.joining import join
+
+    made = Machines(database, f"{bucket}/my lake", s3_server, tmp_path / "a", tmp_path / "b")
+    join(made.a, {"catalog": made.catalog, "data": made.data, "endpoint": made.endpoint})
+    shutil.copytree(made.a, made.b)  # what joining it from another folder leaves, without its second
+    return made

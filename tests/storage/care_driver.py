@@ -20,8 +20,10 @@ from crash_driver import Mortal, in_child
 from strop.storage import extensions, layout, leftovers, migrations, pruning, snapshots, upkeep
 from strop.storage import gc as collect
 from strop.storage.console import open_console
+from strop.storage.data_files import LocalFiles
 from strop.storage.fsck import fsck
 from strop.storage.lake import open_lake
+from strop.storage.place import place_of
 from strop.storage.tables import TABLES, columns
 
 STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
@@ -30,12 +32,13 @@ STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "gc": (
         (collect, "merge_small_files"),
         (collect, "catch_up"),
-        (collect, "discard"),
         (collect, "stored_files"),
-        (pruning, "_mark"),
-        (pruning, "synced"),
+        (pruning, "with_changes"),
+        (pruning, "register"),
+        (pruning, "record"),
         (snapshots, "expire"),
         (leftovers.shutil, "rmtree"),
+        (LocalFiles, "delete"),
     ),
 }
 """Functions before each call of which a process may die, besides the statements of its connection."""
@@ -44,13 +47,13 @@ STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
 def migrate(root: Path, arm: Callable[[Any], Any]) -> None:
     """Open an older lake; the connection is armed once it is attached."""
     plain = migrations.migrate
-    layout.migrate = lambda connection, root: plain(arm(connection), root)
+    layout.migrate = lambda connection, place: plain(arm(connection), place)
     open_lake(root).close()
 
 
 def merge(root: Path, arm: Callable[[Any], Any]) -> None:
     with open_lake(root) as lake, lake.exclusive() as connection:
-        upkeep.merge_small_files(arm(connection), root, rollouts=True)
+        upkeep.merge_small_files(arm(connection), place_of(root), rollouts=True)
 
 
 def gc(root: Path, arm: Callable[[Any], Any]) -> None:

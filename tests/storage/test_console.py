@@ -239,9 +239,14 @@ assert not heavy, heavy
 def test_the_catalog_knows_files_and_deletions(lake: Lake) -> None:
     policies = [Policy(policy_id=i, status="candidate", kind="full", path="p", content_hash="h") for i in (1, 2)]
     lake.commit(ledger("a"), rows={"policies": policies})
-    lake.commit(ledger("b"), policy_status={1: "champion"})
+    lake.query("UPDATE policies SET status = 'champion' WHERE policy_id = 1")
     files = read_catalog(lake.root).tables["policies"].files
     assert [(f.rows, f.deleted, f.deletes is not None) for f in files] == [(2, 1, True), (1, 0, False)]
+    lake.commit(ledger("b"), policy_status={2: "retired"})
+    files = read_catalog(lake.root).tables["policies"].files
+    assert [(f.rows, f.deleted, f.deletes is not None) for f in files] == [(1, 0, False), (1, 0, False)]
+    with open_console(lake.root) as console:
+        assert console.query("SELECT status FROM policies ORDER BY policy_id").rows == [("champion",), ("retired",)]
 
 
 def test_a_round_names_its_last_snapshot(lake: Lake) -> None:

@@ -143,11 +143,8 @@ def test_a_file_that_is_needed_stays_though_it_is_listed_for_deletion(lake: Lake
     fill(lake, 1)
     lake.close()
     with sqlite3.connect(lake.root / "catalog.sqlite") as connection:
-        path = connection.execute("SELECT path FROM ducklake_data_file WHERE path LIKE '%/r1/%'").fetchone()[0]
-        table = connection.execute(
-            "SELECT table_name FROM ducklake_table JOIN ducklake_data_file USING (table_id) WHERE ducklake_data_file.path = ?",
-            [path],
-        ).fetchone()[0]
+        needed = "SELECT t.table_name, f.path FROM ducklake_data_file f JOIN ducklake_table t USING (table_id)"
+        table, path = connection.execute(f"{needed} WHERE f.path LIKE '%/r1/%'").fetchone()
         connection.execute(
             "INSERT INTO ducklake_files_scheduled_for_deletion VALUES (0, ?, 1, '2020-01-01 00:00:00+00')",
             [f"main/{table}/{path}"],

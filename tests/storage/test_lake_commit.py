@@ -15,7 +15,7 @@ import pytest
 from lake_rows import ledger, one_of_each, rollouts
 
 from strop.storage import commit as commit_module
-from strop.storage import durable
+from strop.storage import data_files, durable
 from strop.storage.catalog import read_catalog
 from strop.storage.console import open_console
 from strop.storage.errors import LakeError
@@ -140,11 +140,11 @@ def test_a_full_disk_is_named_and_loses_nothing(lake: Lake, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         if place == "stage":
-            patch.setattr(commit_module, "write_rows", full)
+            patch.setattr(commit_module, "to_bytes", full)
         elif place == "rename":
-            patch.setattr(commit_module, "fsync", full)
+            patch.setattr(data_files, "fsync_all", full)
         else:
-            patch.setattr(commit_module, "_sign", full)
+            patch.setattr(commit_module, "register", full)
         with pytest.raises(LakeError, match="free some space") as raised:
             lake.commit(ledger("k"), files={"rollouts": [staged]}, rows={"scores": [Score(score_id=1, subject_id=1)]})
     assert str(lake.root) in str(raised.value)
@@ -209,7 +209,7 @@ def test_every_registered_file_is_registered_once(lake: Lake) -> None:
     lake.commit(ledger("b"), rows=one_of_each())
     files = [file.path for table in read_catalog(lake.root).tables.values() for file in table.files]
     assert len(files) == len(set(files))
-    assert all(path.is_file() for path in files)
+    assert all(Path(path).is_file() for path in files)
 
 
 def test_folders_are_made_durably_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,68 @@
+"""A whole loop on PostgreSQL and S3, killed on one machine and resumed on another: the same lake as on one disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from lake_content import content
+
+from strop.core.recipe import load
+from strop.storage.checkpoints import hash_directory, local_checkpoint
+from strop.storage.errors import LakeError
+from strop.storage.lake import Lake, open_lake
+from strop.storage.tables import Policy
+
+
+def killed_at_commit(number: int, recipe: Path, root: Path) -> None:
+    """In a process of its own: run the loop, and die just before its commit of that number."""
+    import tiny_run
+
+    from strop.core.round import run_loop
+
+    tiny_run.inline(pytest.MonkeyPatch())
+    plain, made = Lake.commit, [0]
+
+    def commit(self, *arguments, **keywords):
+        made[0] += 1
+        if made[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, *arguments, **keywords)
+
+    Lake.commit = commit  # type: ignore[method-assign]
+    run_loop(load(str(recipe)), lake=root, run_id="tiny")
+
+
+def test_a_loop_killed_on_one_machine_goes_on_on_another(tiny, machines, tmp_path: Path) -> None:
+    recipe = tiny.write(tmp_path)
+    assert recipe.path is not None
+    kills = (3, 8, 6)  # commits of the first round, of the second, and on the other machine
+    for number, root in zip(kills, (machines.a, machines.b, machines.a), strict=True):
+        process = multiprocessing.get_context("spawn").Process(
+            target=killed_at_commit, args=(number, recipe.path, root)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    shared = tiny.run_loop(recipe, lake=machines.b, run_id="tiny")
+    local = tiny.run(recipe, tmp_path)
+    assert shared.champion_hash == local.champion_hash
+    assert content(machines.b) == content(machines.a) == content(tmp_path / "lake")
+    with open_lake(machines.a, read_only=True) as lake:
+        policies = lake.rows(Policy)
+        assert len(policies) == 3
+        for policy in policies:
+            assert hash_directory(lake.checkpoint(policy)) == policy.content_hash
+            assert local_checkpoint(machines.b, policy.path, policy.content_hash).is_dir()
+    assert not (machines.a / "data").exists()
+
+
+def test_a_run_is_driven_by_one_machine_at_a_time(tiny, machines, tmp_path: Path) -> None:
+    from strop.storage.locks import run_lock
+
+    recipe = tiny.write(tmp_path)
+    with run_lock(machines.a, "tiny"), pytest.raises(LakeError, match="already being driven by process"):
+        tiny.run_loop(recipe, lake=machines.b, run_id="tiny")
