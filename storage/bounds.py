@@ -8,7 +8,7 @@ file's stand for the whole table. Here a bound holds every file's values, or is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from strop.storage.catalog_db import CatalogDb, CatalogRow
@@ -74,14 +74,15 @@ def _merged(kind: str, now: CatalogRow | None, facts: Sequence[ColumnFacts]) -> 
     valued = [of for of in facts if of.values != 0]
     nulls = [None if of.nulls is None else of.nulls > 0 for of in facts]
     merged: dict[str, Any] = {"contains_null": None if None in nulls else any(nulls)}
-    for name, best, bounds in (
-        ("min_value", min, [of.low for of in valued]),
-        ("max_value", max, [of.high for of in valued]),
-    ):
-        if now is not None:
-            bounds.append(now[name])
-        merged[name] = best(bounds, key=READ[kind], default=None) if None not in bounds else None  # type: ignore[type-var]
+    merged["min_value"] = _furthest(kind, min, [of.low for of in valued] + ([now["min_value"]] if now else []))
+    merged["max_value"] = _furthest(kind, max, [of.high for of in valued] + ([now["max_value"]] if now else []))
     return merged
+
+
+def _furthest(kind: str, best: Callable[..., str], bounds: Sequence[str | None]) -> str | None:
+    """The least or greatest bound; unknown when one of them is."""
+    known = [bound for bound in bounds if bound is not None]
+    return best(known, key=READ[kind]) if known and len(known) == len(bounds) else None
 
 
 def mend(db: CatalogDb) -> None:
@@ -95,6 +96,5 @@ def mend(db: CatalogDb) -> None:
         at = now["table_id"], now["column_id"]
         if at in kinds:
             true = _merged(kinds[at], None, facts[at])
-            _set_bounds(
-                db, *at, now, {**true, "contains_null": True if now["contains_null"] else true["contains_null"]}
-            )
+            true["contains_null"] = True if now["contains_null"] else true["contains_null"]
+            _set_bounds(db, *at, now, true)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -192,6 +191,8 @@ class S3Files:
         self._each(gone, locations)
 
     def _each(self, work: Callable[[T], None], things: Iterable[T]) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(AT_ONCE) as threads:
             for _ in threads.map(work, things):
                 pass

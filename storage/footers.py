@@ -49,18 +49,15 @@ class Footer:
 
 def read_footer(file: Path | bytes) -> Footer:
     """Read the footer of a file, or of its content. Raises OSError, or pyarrow's error when it is not a whole one."""
-    content = isinstance(file, bytes)
-    metadata = pq.read_metadata(pa.BufferReader(file) if content else file)
-    size_bytes = len(file) if content else file.stat().st_size
+    if isinstance(file, bytes):
+        metadata, size_bytes = pq.read_metadata(pa.BufferReader(file)), len(file)
+    else:
+        metadata, size_bytes = pq.read_metadata(file), file.stat().st_size
     schema = metadata.schema.to_arrow_schema()
+    if metadata.num_columns != len(schema):
+        raise pa.ArrowInvalid("the file has nested columns other than lists of plain values")
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    columns = {}
-    leaf = 0
-    for field in schema:
-        columns[field.name] = _facts(field.type, [group.column(leaf) for group in groups])
-        leaf += 1
-    if leaf != metadata.num_columns:
-        raise pa.ArrowInvalid(f"{'the file' if content else file} has nested columns other than lists of plain values")
+    columns = {field.name: _facts(field.type, [g.column(i) for g in groups]) for i, field in enumerate(schema)}
     return Footer(metadata.num_rows, size_bytes, metadata.serialized_size, schema, columns)
 
 

@@ -7,7 +7,6 @@ Left out: float16 log-probabilities, which DuckDB cannot read.
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Collection, Sequence
 from operator import attrgetter
@@ -35,10 +34,14 @@ _PLAIN = frozenset({"completion", "chosen", "rejected", "logps", "entropy", "sel
 """Columns whose values hardly ever repeat: a dictionary of them would be thrown away."""
 
 
-@functools.cache
+_SCHEMAS: dict[type[Row], pa.Schema] = {}
+
+
 def schema(row: type[Row]) -> pa.Schema:
     """The Arrow schema of a table."""
-    return pa.schema([pa.field(c.name, _arrow_type(c.sql_type)) for c in columns(row)])
+    if row not in _SCHEMAS:
+        _SCHEMAS[row] = pa.schema([pa.field(c.name, _arrow_type(c.sql_type)) for c in columns(row)])
+    return _SCHEMAS[row]
 
 
 def _arrow_type(sql_type: str) -> pa.DataType:
@@ -85,7 +88,7 @@ def to_bytes(row: type[R], rows: Sequence[R]) -> bytes:
     """The content of such a file, for few rows."""
     sink = pa.BufferOutputStream()
     _encode(to_arrow(row, rows), row, sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def _encode(table: pa.Table, row: type[Row], sink: Path | pa.NativeFile) -> None:
@@ -101,7 +104,6 @@ def _encode(table: pa.Table, row: type[Row], sink: Path | pa.NativeFile) -> None
     )
 
 
-@functools.cache
 def _encodings(row: type[Row]) -> tuple[list[str], dict[str, str]]:
     """Columns with a dictionary, and encodings of the others where the default is not best."""
     dictionary, split = [], {}

@@ -72,7 +72,7 @@ def connect(place: Place) -> Session:
     """A new session. Raises like `session`."""
     psycopg = psycopg_or_advice(place)
     try:
-        made = psycopg.connect(
+        made: Session = psycopg.connect(
             place.catalog or "",
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S,
