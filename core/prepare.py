@@ -113,9 +113,17 @@ def base_step(session: Session) -> StepResult:
 
 
 def _check_checkpoints(session: Session) -> None:
-    """Raises LakeError when the champion, or a policy the lake only refers to, is not what the run has used so far."""
-    for policy in session.policies():
-        if policy.status == "champion" or Path(policy.path).is_absolute():
+    """Raises LakeError when a policy that the run may still use is not what it has used so far.
+
+    That is the champion, what a training may start from or refer to, and whatever the lake itself only refers to.
+    """
+    policies = session.policies()
+    used = {policies[0].policy_id: "base", policies[-1].policy_id: "previous"}
+    configs = [step.config for step in session.recipe.round if step.kind == "train"]
+    wanted = {getattr(config, name) for config in configs for name in ("init_from", "reference")}
+    for policy in policies:
+        of_use = policy.status == "champion" or used.get(policy.policy_id) in wanted
+        if of_use or Path(policy.path).is_absolute():
             verify_checkpoint(session.directory(policy), policy.content_hash)
 
 

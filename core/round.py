@@ -56,6 +56,7 @@ def run_loop(
     run_id = run_id or default_run_id(recipe)
     rounds = recipe.rounds if rounds is None else rounds
     with open_lake(lake, create=True) as opened, run_lock(opened.root, run_id):
+        opened.verify(run_id)
         session = _session(recipe, opened, run_id, on_event)
         try:
             bind(session)

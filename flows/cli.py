@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from strop.flows import (
+    cli_care,
     cli_diff,
     cli_exchange,
     cli_import,
@@ -71,6 +72,8 @@ for _name, _command in (
     ("show", cli_lake.show),
     ("export", cli_exchange.export),
     ("import", cli_import.import_),
+    ("fsck", cli_care.fsck),
+    ("gc", cli_care.gc),
     ("init", cli_project.init),
     ("doctor", cli_project.doctor),
 ):

@@ -136,7 +136,8 @@ def _read(db: CatalogDb, place: Place, snapshot: int | None) -> Catalog:
     newest = db.execute(NEWEST)[0]["newest"]
     at = newest if snapshot is None else snapshot
     if not db.execute(EXISTS, {"at": at}):
-        raise LakeError(f"the lake {place} has no snapshot {at}; the newest is {newest}")
+        gone = "; older ones may have been taken out by `strop gc --keep-snapshots`" if at < newest else ""
+        raise LakeError(f"the lake {place} has no snapshot {at}; the newest is {newest}{gone}")
     columns = _columns(db.execute(COLUMNS, {"at": at}))
     files: dict[int, list[CatalogRow]] = {}
     for file in db.execute(FILES, {"at": at}):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -128,6 +129,11 @@ def verify_checkpoint(directory: Path, content_hash: str) -> None:
             f"the checkpoint {directory} is not what was stored: its files hash to {found[:16]}, expected "
             f"{content_hash[:16]}; restore it from a copy, or remove the folder and run again"
         )
+
+
+def is_pruned(detail: str | None) -> bool:
+    """Whether a policy's `detail` says that its weights were taken out."""
+    return detail is not None and '"pruned"' in detail and json.loads(detail).get("pruned") is True
 
 
 def _files(directory: Path) -> list[tuple[str, Path]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ import duckdb
 
 from strop.storage import keys
 from strop.storage.catalog_db import open_catalog_db
+from strop.storage.checksums import record, size_and_hash
 from strop.storage.data_files import DataFiles, data_files
 from strop.storage.errors import LakeError, did_you_mean
 from strop.storage.footers import read_footer
-from strop.storage.ids import digest
+from strop.storage.ids import digest, in_file_name
 from strop.storage.parquet import to_bytes
 from strop.storage.place import Place
 from strop.storage.register import Placed, Signature, register
@@ -70,9 +70,10 @@ def commit_locked(connection: duckdb.DuckDBPyConnection, place: Place, commit: C
         with open_catalog_db(place, write=True) as db:
             if keys.find(db, key) is not None:
                 return None
-            files = _place(data_files(place), dataclasses.replace(commit, rows=rows), placed)
+            files, hashes = _place(data_files(place), dataclasses.replace(commit, rows=rows), placed)
             snapshot = register(db, files, _signature(commit), ended)
             keys.add(db, key, snapshot)
+            record(db, hashes)
         return snapshot
     except BaseException:
         made = _settle(place, key, placed)
@@ -81,10 +82,14 @@ def commit_locked(connection: duckdb.DuckDBPyConnection, place: Place, commit: C
         return made
 
 
-def _place(files: DataFiles, commit: Commit, placed: list[str]) -> list[Placed]:
-    """Put the workers' files where they stay and the rows as files beside them; what the catalog is to know of each."""
+def _place(files: DataFiles, commit: Commit, placed: list[str]) -> tuple[list[Placed], dict[str, tuple[int, str]]]:
+    """Put the workers' files where they stay and the rows as files beside them.
+
+    What the catalog is to know of each, and size and checksum by their path below `data/`.
+    """
     sources: dict[str, Path | bytes] = {}
     found = []
+    hashes = {}
     for table in {**commit.files, **commit.rows}:
         members: list[Path | bytes] = [*commit.files.get(table, ())]
         if table in commit.rows:
@@ -92,17 +97,17 @@ def _place(files: DataFiles, commit: Commit, placed: list[str]) -> list[Placed]:
         for index, source in enumerate(members):
             name = name_of(commit.stage_run, index)
             found.append(Placed(table, name, read_footer(source)))
+            hashes[f"main/{table}/{name}"] = size_and_hash(source)
             sources[files.at(f"data/main/{table}/{name}")] = source
     placed += sources
     files.put(sources)
-    return found
+    return found, hashes
 
 
 def name_of(stage_run: StageRun, index: int) -> str:
     """Where in a table's folder the index-th file of a shard stays: the same on every retry."""
-    run, stage = (re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in (stage_run.run_id, stage_run.stage))
-    name = f"{stage}-{stage_run.shard}-{digest(stage_run.key, size=8)}-{index}.parquet"
-    return f"{run or '_'}/r{stage_run.round}/{name}"
+    name = f"{in_file_name(stage_run.stage)}-{stage_run.shard}-{digest(stage_run.key, size=8)}-{index}.parquet"
+    return f"{in_file_name(stage_run.run_id)}/r{stage_run.round}/{name}"
 
 
 def _signature(commit: Commit) -> Signature:

@@ -25,8 +25,10 @@ import duckdb
 from strop.storage import gate
 from strop.storage.catalog import Catalog, read_catalog
 from strop.storage.errors import LakeError
+from strop.storage.migrations import with_known_columns
 from strop.storage.patience import Patience
 from strop.storage.place import Place, place_of
+from strop.storage.reading import blame
 from strop.storage.ready_views import READY
 from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
 from strop.storage.views import literal, view_sql
@@ -150,7 +152,7 @@ class Console:
             why = str(error).partition("\n")[0]  # then come settings to change, which nobody can here
             raise LakeError(f"the query needs too much memory: narrow it, or select fewer columns ({why})") from error
         except duckdb.Error as error:
-            raise LakeError(f"the query failed: {error}") from error
+            raise blame(self.root, error, self._made) or LakeError(f"the query failed: {error}") from error
         finally:
             with contextlib.suppress(duckdb.Error):  # a failed query may have ended the transaction
                 self._connection.execute("ROLLBACK")
@@ -189,7 +191,8 @@ class Console:
         try:
             self._connection.execute(f'CREATE VIEW "{name}" AS {sql}')
         except duckdb.Error as error:
-            raise LakeError(f"cannot read table {name!r} of the lake {self.root}: {error}") from error
+            damage = blame(self.root, error, {name})
+            raise damage or LakeError(f"cannot read table {name!r} of the lake {self.root}: {error}") from error
         self._made.add(name)
 
     def close(self) -> None:
@@ -222,7 +225,7 @@ def open_console(root: Path, *, snapshot: int | None = None, memory_gb: float | 
             "python_enable_replacements": "false",
         }
     )
-    console = Console(root, catalog, connection)
+    console = Console(root, with_known_columns(catalog), connection)
     try:
         _lock_down(connection, place, catalog, memory_gb)
         _check_version(console, catalog)

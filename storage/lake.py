@@ -27,12 +27,15 @@ from strop.storage.checkpoints import local_checkpoint
 from strop.storage.commit import Commit, check, commit_locked, failure
 from strop.storage.durable import discard
 from strop.storage.errors import CatalogError, LakeError, did_you_mean
+from strop.storage.fsck import verify
 from strop.storage.keys import keep_keys
 from strop.storage.layout import attach, lay_out
 from strop.storage.locks import commit_lock
+from strop.storage.migrations import absent
 from strop.storage.place import Place, no_lake, place_of
+from strop.storage.reading import blame
 from strop.storage.sole_use import sole_use, through_duckdb
-from strop.storage.tables import Policy, Row, StageRun, columns
+from strop.storage.tables import SCHEMA_VERSION, Policy, Row, StageRun, columns
 from strop.storage.upkeep import EVERY, merge_small_files
 
 R = TypeVar("R", bound=Row)
@@ -43,10 +46,19 @@ log = logging.getLogger("strop.lake")
 class Lake:
     """An open lake. Any thread may use it, one at a time; reads never wait for another process's commit."""
 
-    def __init__(self, place: Place, connection: duckdb.DuckDBPyConnection, *, read_only: bool) -> None:
+    def __init__(
+        self,
+        place: Place,
+        connection: duckdb.DuckDBPyConnection,
+        *,
+        read_only: bool,
+        absent: Mapping[str, frozenset[str]] = {},
+    ) -> None:
         self.place = place
         self.root = place.root
         self.read_only = read_only
+        self._absent = absent
+        """By table, the columns that this older lake lacks: only a reader meets one."""
         self._connection = connection
         self._one_at_a_time = sole_use(place.root)
         self._keeps_keys = False
@@ -104,6 +116,13 @@ class Lake:
         with commit_lock(self.root), self._reading("upkeep") as connection:
             yield connection
 
+    def verify(self, run_id: str) -> None:
+        """Look at the catalog and compare the files that a run may read with their checksums: its own and merged ones.
+
+        Raises LakeError that names what is damaged, so that it is not used unseen; a fresh run has none to read.
+        """
+        verify(self.place, run_id)
+
     def committed(self, run_id: str) -> dict[str, StageRun]:
         """The ledger of a run: every committed shard by its key."""
         return {row.key: row for row in self.rows(StageRun, "run_id = ?", [run_id])}
@@ -118,13 +137,15 @@ class Lake:
         """Rows of one table that satisfy an SQL condition, in order of their id.
 
         Tables whose rows have no id come in order of their stage run, and within it as written. Columns in `without`
-        are not read and are None in the rows: leave out `token_ids` and `logps` where they are not needed.
+        are not read and are None in the rows: leave out `token_ids` and `logps` where they are not needed. Columns
+        that an older lake lacks are None, too.
         """
         from strop.storage.parquet import from_arrow
 
         for name in without:
             if name not in (known := [c.name for c in columns(row)]):
                 raise LakeError(f"table {row.TABLE!r} has no column {name!r} to leave out{did_you_mean(name, known)}")
+        without = {*without, *self._absent.get(row.TABLE, ())}
         wanted = ", ".join(f'"{c.name}"' for c in columns(row) if c.name not in without)
         found = self.arrow(f"SELECT {wanted} FROM {row.TABLE}{' WHERE ' + where if where else ''}", params)
         return sorted(from_arrow(row, found, without), key=attrgetter(row.ID or "stage_run_id"))
@@ -149,7 +170,8 @@ class Lake:
             try:
                 yield self._connection
             except duckdb.Error as error:
-                raise LakeError(f"the lake {self.root} cannot answer {sql!r}: {error}") from error
+                damage = blame(self.root, error)
+                raise damage or LakeError(f"the lake {self.root} cannot answer {sql!r}: {error}") from error
 
     def close(self) -> None:
         """Let go of the catalog."""
@@ -166,7 +188,7 @@ class Lake:
 
 
 def open_lake(root: Path, *, create: bool = False, read_only: bool = False) -> Lake:
-    """Open the lake in a folder; with `create`, make one where there is none.
+    """Open the lake in a folder; with `create`, make one where there is none. A writer migrates an older lake.
 
     Raises LakeError when there is no lake, when a newer Strop made it, or when the catalog cannot be read.
     """
@@ -177,11 +199,12 @@ def open_lake(root: Path, *, create: bool = False, read_only: bool = False) -> L
         raise no_lake(place)
     connection = extensions.connect(place)
     try:
-        attach(connection, place, create=create, read_only=read_only)
+        found = attach(connection, place, create=create, read_only=read_only)
+        lacks = absent(connection, place) if found < SCHEMA_VERSION else {}
     except duckdb.Error as error:
         connection.close()
         raise LakeError(f"cannot open the catalog of the lake {place}: {error}") from error
     except BaseException:
         connection.close()
         raise
-    return Lake(place, connection, read_only=read_only)
+    return Lake(place, connection, read_only=read_only, absent=lacks)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from importlib.metadata import version
 
 import duckdb
 
 from strop.storage.catalog_db import open_catalog_db
+from strop.storage.checksums import catch_up
 from strop.storage.durable import fsync, make_folder
 from strop.storage.errors import LakeError
 from strop.storage.extensions import quoted
 from strop.storage.locks import commit_lock
+from strop.storage.migrations import migrate, record_version, schema_version
 from strop.storage.place import FILE, Place
 from strop.storage.sole_use import through_duckdb
 from strop.storage.tables import SCHEMA_VERSION, TABLES, SchemaVersion, columns
 
 FOLDERS = ("data", "staging", "policies", "locks", "logs", "work")
-HAS_TABLE = "SELECT 1 FROM duckdb_tables() WHERE database_name = 'lake' AND table_name = ?"
 OPTIONS = {"data_inlining_row_limit": "0", "parquet_compression": "zstd", "parquet_row_group_size": "8192"}
 
 
@@ -38,17 +38,22 @@ def lay_out(place: Place) -> None:
         raise LakeError(f"cannot make a lake in {root}: {error}") from error
 
 
-def attach(connection: duckdb.DuckDBPyConnection, place: Place, *, create: bool, read_only: bool) -> None:
-    """Attach the catalog as `lake` and make it the place where plain table names are looked up."""
+def attach(connection: duckdb.DuckDBPyConnection, place: Place, *, create: bool, read_only: bool) -> int:
+    """Attach the catalog as `lake` and make it the place where plain table names are looked up; its schema version.
+
+    An older lake is migrated, unless it is only read.
+    """
     connection.execute("SET TimeZone = 'UTC'")
     there = has_catalog(place)
     with contextlib.nullcontext() if there else commit_lock(place.root), through_duckdb(place.root):
         connection.execute(_attach_sql(place, create=create, read_only=read_only))
-        made_by = _made_by(connection)
+        made_by = schema_version(connection)
     if made_by is None and create and not read_only:
-        with commit_lock(place.root), through_duckdb(place.root):
-            _make_tables(connection, place)
-            made_by = _made_by(connection)
+        with commit_lock(place.root):
+            with through_duckdb(place.root):
+                _make_tables(connection, place)
+                made_by = schema_version(connection)
+            catch_up(place)
     if made_by is None:
         raise LakeError(f"the lake {place} was never finished being made; `strop run --lake {place}` finishes it")
     if made_by > SCHEMA_VERSION:
@@ -56,7 +61,11 @@ def attach(connection: duckdb.DuckDBPyConnection, place: Place, *, create: bool,
             f"the lake {place} has schema version {made_by}, made by a newer Strop; this one knows versions up to "
             f"{SCHEMA_VERSION}. Upgrade: pip install --upgrade strop"
         )
+    if made_by < SCHEMA_VERSION and not read_only:
+        migrate(connection, place)
+        made_by = SCHEMA_VERSION
     connection.execute("USE lake")
+    return made_by
 
 
 def _attach_sql(place: Place, *, create: bool, read_only: bool) -> str:
@@ -89,17 +98,9 @@ def has_catalog(place: Place) -> bool:
     return True
 
 
-def _made_by(connection: duckdb.DuckDBPyConnection) -> int | None:
-    """The lake's schema version; None while it is still being made."""
-    if not connection.execute(HAS_TABLE, [SchemaVersion.TABLE]).fetchall():
-        return None
-    found = connection.execute(f"SELECT max(version) FROM lake.{SchemaVersion.TABLE}").fetchone()
-    return found[0] if found else None
-
-
 def _make_tables(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
     """Make every table, in one transaction whose last row says that the lake is complete."""
-    if _made_by(connection) is not None:  # another process was faster
+    if schema_version(connection) is not None:  # another process was faster
         return
     for name, value in OPTIONS.items():
         connection.execute(f"CALL lake.set_option({quoted(name)}, {quoted(value)})")
@@ -107,11 +108,7 @@ def _make_tables(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
     for row in TABLES:
         fields = ", ".join(f'"{c.name}" {c.sql_type}' for c in columns(row))
         connection.execute(f"CREATE TABLE lake.{row.TABLE} ({fields})")
-    connection.execute(
-        f"INSERT INTO lake.{SchemaVersion.TABLE} BY NAME SELECT ? AS version, ? AS strop_version, '' AS run_id, "
-        "0 AS round, 0 AS stage_run_id",
-        [SCHEMA_VERSION, version("strop")],
-    )
+    record_version(connection, SCHEMA_VERSION)
     connection.execute("COMMIT")
     if place.data:
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from strop.storage.errors import LakeError
@@ -90,6 +92,27 @@ def _held(root: Path, name: str, wait_s: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_driven(root: Path) -> bool:
+    """Whether a live process may be driving some run of the lake."""
+    if place_of(root).catalog:  # its runs may be driven on any machine
+        return True
+    return any(_is_held(path) for path in (root / "locks").glob("run-*.lock"))
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        who = json.loads(path.with_suffix(".json").read_text())
+        if who["host"] == socket.gethostname() and not psutil.pid_exists(who["pid"]):
+            return False  # known without touching the lock, which a starting run may want in this moment
+        with path.open("r+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _sign(path: Path) -> None:

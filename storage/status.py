@@ -30,8 +30,18 @@ def with_status(
 
     Tables without rows are left out. Raises LakeError when there is no such policy.
     """
+    return with_changes(connection, place, rows, {id: {"status": status} for id, status in policy_status.items()})
+
+
+def with_changes(
+    connection: duckdb.DuckDBPyConnection,
+    place: Place,
+    rows: Mapping[str, Sequence[Row]],
+    changes: Mapping[int, Mapping[str, str]],
+) -> tuple[dict[str, Sequence[Row]], list[int]]:
+    """The same for any fields of policies, by their id."""
     given = {table: members for table, members in rows.items() if members}
-    if not policy_status:
+    if not changes:
         return given, []
     moved = [row for row in given.get(Policy.TABLE, ()) if isinstance(row, Policy)]
     ended = []
@@ -41,12 +51,13 @@ def with_status(
         sql = view_sql(dataclasses.replace(table, files=(file,)), catalog.snapshot)
         with through_duckdb(place.root):
             held = from_arrow(Policy, connection.execute(sql).to_arrow_table())
-        if any(policy.policy_id in policy_status for policy in held):
+        if any(policy.policy_id in changes for policy in held):
             moved += held
             ended.append(file.id)
     there = {policy.policy_id for policy in moved}
-    for policy_id, status in policy_status.items():
+    for policy_id, fields in changes.items():
         if policy_id not in there:
-            raise LakeError(f"cannot set the status of policy {policy_id} to {status!r}: the lake has no such policy")
-    changed = [dataclasses.replace(row, status=policy_status.get(row.policy_id, row.status)) for row in moved]
+            what = ", ".join(f"{name} of policy {policy_id} to {value!r}" for name, value in fields.items())
+            raise LakeError(f"cannot set the {what}: the lake has no such policy")
+    changed = [dataclasses.replace(row, **changes.get(row.policy_id, {})) for row in moved]  # type: ignore[arg-type]
     return {**given, Policy.TABLE: changed}, ended

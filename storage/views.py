@@ -41,9 +41,7 @@ def _masked(table: LiveTable, file: LiveFile, snapshot: int) -> str:
 def _selected(table: LiveTable, file: LiveFile) -> tuple[str, ...]:
     """The columns in the table's order; one added after the file was written has its default there."""
     return tuple(
-        f'"{c.name}"'
-        if c.since <= file.since or file.merged
-        else f'CAST({literal(c.default)} AS {c.sql_type}) AS "{c.name}"'
+        f'"{c.name}"' if c.since <= file.since else f'CAST({literal(c.default)} AS {c.sql_type}) AS "{c.name}"'
         for c in table.columns
     )
 
