@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from strop.flows import cli_lake, cli_plugins, cli_project, cli_run, cli_server
+from strop.flows import cli_lake, cli_plugins, cli_project, cli_reuse, cli_run, cli_server
 from strop.flows.output import say
 from strop.storage.errors import PluginError, RecipeError, StropError
 
@@ -47,6 +47,8 @@ def _root(
 
 for _name, _command in (
     ("run", cli_run.run),
+    ("rerun", cli_reuse.rerun),
+    ("reverify", cli_reuse.reverify),
     ("serve", cli_run.serve),
     ("plan", cli_run.plan),
     ("validate", cli_run.validate),
