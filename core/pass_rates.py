@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from strop.core.plugin import PassRate
 from strop.core.session import Session
-from strop.core.visible import rows_sql
 
 PASS_RATES = """
 WITH said AS ({scores}), sampled AS ({rollouts})
@@ -25,7 +24,8 @@ GROUP BY problem_id ORDER BY problem_id
 
 def pass_rates(session: Session, *, until: int, split: str = "train", policy_id: int = 0) -> dict[int, PassRate]:
     """Pass rates by problem id over rounds up to `until`, of one policy where its id is given."""
-    reused = bool(session.reused())
-    sql = PASS_RATES.format(scores=rows_sql("scores", reused=reused), rollouts=rows_sql("rollouts", reused=reused))
-    params = [session.run_id, session.run_id, split, until, until, policy_id, policy_id]
+    scores, of_scores = session.rows_sql("scores")
+    rollouts, of_rollouts = session.rows_sql("rollouts")
+    params = [*of_scores, *of_rollouts, split, until, until, policy_id, policy_id]
+    sql = PASS_RATES.format(scores=scores, rollouts=rollouts)
     return {row[0]: PassRate(*row) for row in session.lake.query(sql, params)}

@@ -16,14 +16,12 @@ from typing import Any
 
 from strop.core.recipe import Recipe, Step, canonical_json
 from strop.core.stored import kind_of
-from strop.core.visible import made_by, stage_of
+from strop.core.visible import Ledger, made_by, stage_of
 from strop.storage.lake import Lake
 from strop.storage.tables import Run, StageRun
 
 PROBLEMS = "problems"
 """Label in round 0 of the shards that made problems of re-used rollouts."""
-
-Ledger = dict[tuple[int, str], dict[int, StageRun]]
 
 ANSWERED = """
 SELECT DISTINCT problem_id >> 20 FROM (

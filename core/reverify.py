@@ -23,14 +23,17 @@ from strop.core.round import session_of
 from strop.core.session import Session
 from strop.core.steps import call_of, rollouts_of, verify_data, verify_groups
 from strop.core.stored import stored_recipe
-from strop.core.visible import made_by, read_rows, stage_of
+from strop.core.visible import AGAIN, made_by, read_rows, stage_of
 from strop.storage.errors import LakeError, RecipeError, did_you_mean
 from strop.storage.lake import Lake, open_lake
 from strop.storage.locks import run_lock
 from strop.storage.tables import Rollout, Run, Score, StageRun
 
-DEPENDENT = ("verify", "filter", "synthesize", "build", "train", "evaluate", "gate", "control", "memory")
-"""Kinds of stage that make something of verdicts."""
+DEPENDENT = {
+    "train": ("verify", "filter", "synthesize", "build", "train", "control", "memory"),
+    "heldout": ("verify", "evaluate", "gate", "control"),
+}
+"""Kinds of stage that make something of verdicts, by split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +145,16 @@ def _again(session: Session, round: int, step: Step, *, errors: bool) -> Reverif
 def _attempt(session: Session, round: int, step: Step) -> str:
     """The label of this attempt: the one a kill left half done, else the next."""
     number = 2
-    while session.ledger.get((round, f"{step.label}~{number}")):
-        if not session.committed(round, f"{step.label}~{number}"):
+    while session.ledger.get((round, f"{step.label}{AGAIN}{number}")):
+        if not session.committed(round, f"{step.label}{AGAIN}{number}"):
             break
         number += 1
-    return f"{step.label}~{number}"
+    return f"{step.label}{AGAIN}{number}"
 
 
 def _scores(session: Session, round: int) -> list[Score]:
     """Every score of the round, superseded ones included."""
-    reused = bool(session.reused())
-    return read_rows(session.lake, Score, session.run_id, "round = ?", [round], reused=reused, superseded=True)
+    return read_rows(session.lake, Score, session.rows_sql(Score.TABLE, superseded=True), "round = ?", [round])
 
 
 def _current(session: Session, round: int, step: Step) -> list[Score]:
@@ -198,8 +200,11 @@ def _rest_on(session: Session, round: int, step: Step) -> list[str]:
     """Committed stages after this one that made something of its verdicts."""
     labels = [s.label for s in session.recipe.round]
     after = session.recipe.round[labels.index(stage_of(step.label)) + 1 :]
-    heldout = step.split == "heldout"
-    found = [s for s in after if s.kind in DEPENDENT and (not heldout or s.split == "heldout" or s.kind == "gate")]
-    if not heldout:
-        found = [s for s in found if s.split == "train"]
-    return [s.label for s in found if session.committed(round, s.label)]
+    kinds = DEPENDENT[step.split]
+    return [
+        s.label
+        for s in after
+        if s.kind in kinds
+        and (s.split == step.split or s.kind in {"gate", "control"})
+        and session.committed(round, s.label)
+    ]

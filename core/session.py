@@ -17,7 +17,7 @@ from strop.core.finish import Stamp
 from strop.core.recipe import Recipe, Step, canonical_json
 from strop.core.seeds import derive
 from strop.core.standing import standing
-from strop.core.visible import made_by, read_rows, stage_of
+from strop.core.visible import Ledger, made_by, places, read_rows, reused, rows_sql, stage_of
 from strop.core.workers import Workers
 from strop.storage.errors import StageError
 from strop.storage.ids import digest, shard_number, stage_run_of
@@ -55,7 +55,7 @@ class Session:
     workers: Workers
     cores: int
     emit: OnEvent
-    ledger: dict[tuple[int, str], dict[int, StageRun]] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=dict)
     """(round, label) -> shard -> its committed row."""
     reusing: Reusing | None = None
     """What a rerun takes from other runs."""
@@ -68,10 +68,9 @@ class Session:
         """
         key = (row.TABLE, where, tuple(params), tuple(sorted(without)))
         if key not in self._cache:
-            reused = bool(self.reused())
-            found = read_rows(self.lake, row, self.run_id, where, params, without, reused=reused)
-            places = self.places()
-            self._cache[key] = sorted(found, key=lambda r: places.get(r.stage_run_id, (r.round, "", 0)))
+            found = read_rows(self.lake, row, self.rows_sql(row.TABLE), where, params, without)
+            order = places(self.ledger)
+            self._cache[key] = sorted(found, key=lambda r: order.get(r.stage_run_id, (r.round, "", 0)))
         return list(self._cache[key])  # a plugin may sort or empty what it is handed
 
     def forget(self, tables: Iterable[str]) -> None:
@@ -79,18 +78,9 @@ class Session:
         for key in [key for key in self._cache if key[0] in set(tables)]:
             del self._cache[key]
 
-    def places(self) -> dict[int, tuple[int, str, int]]:
-        """Round, label and shard of the stage runs whose rows the run sees, by their id; the first place of each."""
-        found: dict[int, tuple[int, str, int]] = {}
-        for (at, label), by in self.ledger.items():
-            for shard, run in by.items():
-                place = (at, label, shard)
-                found[made_by(run)] = min(place, found.get(made_by(run), place))
-        return found
-
-    def reused(self) -> set[int]:
-        """Ids of the stage runs of other runs whose rows this one sees."""
-        return {run.reuses for by in self.ledger.values() for run in by.values() if run.reuses is not None}
+    def rows_sql(self, table: str, *, superseded: bool = False) -> tuple[str, list[object]]:
+        """A query for the rows of a table that the run sees, and its parameters."""
+        return rows_sql(table, self.run_id, self.ledger, superseded=superseded)
 
     def shards(self, round: int, labels: Iterable[str]) -> list[StageRun]:
         """Committed shards of these stages in a round, with those that verified something of them again."""
@@ -101,7 +91,7 @@ class Session:
     def policies(self) -> list[Policy]:
         """The run's policies, oldest first. What another run trained has the status this run's own gate gave it."""
         found = self.read(Policy, "true")
-        if not self.reused():
+        if not reused(self.ledger):
             return found
         gated = any(step.kind == "gate" for step in self.recipe.round)
         status = standing(found, self.read(Decision, "subject_kind = 'policy'"), gated=gated)
@@ -205,7 +195,7 @@ class Session:
             started_at=now - datetime.timedelta(seconds=seconds),
             host=socket.gethostname(),
         )
-        foreign = self.reused()
+        foreign = reused(self.ledger)
         own = {i: status for i, status in (policy_status or {}).items() if stage_run_of(i) not in foreign}
         self.lake.commit(
             run,

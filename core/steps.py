@@ -14,7 +14,7 @@ from strop.core.recipe import Step
 from strop.core.seeds import derive
 from strop.core.session import Session
 from strop.core.subjects import Given
-from strop.core.visible import made_by, stage_of
+from strop.core.visible import made_by, places, stage_of
 from strop.storage.tables import Context, Decision, Metric, Plan, Policy, Problem, Rollout, Score, StageRun
 
 WIDE = ("token_ids", "logps")
@@ -163,9 +163,9 @@ def verify_groups(session: Session, rollouts: list[Rollout]) -> list[list[Rollou
     by_run: dict[int, list[Rollout]] = {}
     for row in rollouts:
         by_run.setdefault(row.stage_run_id, []).append(row)
-    places = session.places()
+    order = places(session.ledger)
     groups: list[list[Rollout]] = [[]]
-    for _, members in sorted(by_run.items(), key=lambda item: places[item[0]]):
+    for _, members in sorted(by_run.items(), key=lambda item: order[item[0]]):
         full = len(groups[-1]) >= 8 * session.recipe.shard_rollouts
         if full or (groups[-1] and groups[-1][0].policy_id != members[0].policy_id):
             groups.append([])

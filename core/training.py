@@ -14,7 +14,6 @@ from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
 from strop.core.trainer.config import Train
 from strop.core.trainer.job import TrainJob, TrainResult, write_examples
-from strop.core.visible import rows_sql
 from strop.core.workers import Workers
 from strop.storage.checkpoints import adopt
 from strop.storage.errors import StageError
@@ -59,8 +58,8 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     session.emit(Event("stage_start", session.run_id, round, step.label))
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
-    examples = EXAMPLES.format(rows=rows_sql("examples", reused=bool(session.reused())))
-    table = session.lake.arrow(examples, [session.run_id, first, round])
+    rows, params = session.rows_sql("examples")
+    table = session.lake.arrow(EXAMPLES.format(rows=rows), [*params, first, round])
     if not table.num_rows:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
         return session.finished(step, round, started)
