@@ -32,7 +32,7 @@ def stored_recipe(run: Run, overrides: Sequence[str] = ()) -> Recipe:
 def _as_file(canonical: dict[str, Any]) -> dict[str, Any]:
     """What a recipe file would say; the stages that examine a policy are written there as `heldout`."""
     stages = [(label, settings) for item in canonical["round"] for label, settings in item.items()]
-    heldout = next((settings for label, settings in stages if label == "heldout"), {})
+    heldout: dict[str, Any] = next((settings for label, settings in stages if label == "heldout"), {})
     top = {key: canonical[key] for key in ("name", "seed", "rounds", "shard_rollouts", "base", "engine")}
     return {
         **top,

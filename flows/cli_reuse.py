@@ -118,7 +118,7 @@ def _report(lake: Path, made: Rerun, *, hints: bool) -> None:
             f"""
 try next:
   strop status{at} {made.run_id}
-  strop sql{at} "SELECT round, builder, count(*) FROM examples WHERE run_id = '{made.run_id}' GROUP BY ALL ORDER BY ALL\""""
+  strop sql{at} "SELECT round, count(*) FROM examples WHERE run_id = '{made.run_id}' GROUP BY ALL ORDER BY ALL\""""
         )
 
 

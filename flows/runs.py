@@ -113,9 +113,9 @@ def read_states(console: Queryable) -> list[RunState]:
     result = console.query(RUNS)
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
     runs = {r["run_id"]: RunState(r["run_id"], r["recipe"], r["seed"], r["created_at"]) for r in rows}
-    for row in rows:
-        if row.get("parent_run_id") is not None:  # a lake of an older schema has no such column
-            runs[row["run_id"]].reuses = json.loads(row["sources_json"])
+    for found_run in rows:
+        if found_run.get("parent_run_id") is not None:  # a lake of an older schema has no such column
+            runs[found_run["run_id"]].reuses = json.loads(found_run["sources_json"])
     any_reused = any(run.reuses for run in runs.values())
     tables = {t: SEEN.format(table=t) if any_reused else t for t in ("metrics", "decisions", "policies")}
 
