@@ -22,6 +22,7 @@ from strop.flows import (
     cli_plugins,
     cli_project,
     cli_remote,
+    cli_reuse,
     cli_run,
     cli_server,
     cli_sql,
@@ -60,6 +61,8 @@ def _root(
 
 for _name, _command in (
     ("run", cli_run.run),
+    ("rerun", cli_reuse.rerun),
+    ("reverify", cli_reuse.reverify),
     ("serve", cli_run.serve),
     ("plan", cli_run.plan),
     ("validate", cli_run.validate),

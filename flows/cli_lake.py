@@ -40,7 +40,11 @@ def status(
         print(f"{lake} has no runs yet; start one with: strop run --lake {lake}")
         return
     columns = ["run", "recipe", "seed", "round", "last stage", "at", "pass@1 by round", "champion", "driven by"]
-    output.table(columns, [_line(state) for state in found], right=[2, 3])
+    lines = [_line(state) for state in found]
+    if any(state.reuses for state in found):
+        columns.append("re-uses")
+        lines = [[*line, runs.reused(state)] for line, state in zip(lines, found, strict=True)]
+    output.table(columns, lines, right=[2, 3])
     if run_id is not None:
         print()
         report.print_rounds(found[0])
@@ -84,6 +88,7 @@ def _plain(state: RunState) -> dict[str, Any]:
         "stage": state.stage,
         "at": state.at,
         "champion": state.champion,
+        "reuses": state.reuses,
         "driver": state.driver,
         "rounds": rounds,
     }

@@ -12,7 +12,14 @@ from strop.storage.checksums import are_kept, damage_report, damages, stored_fil
 from strop.storage.errors import LakeError
 from strop.storage.place import place_of
 
-OF_THE_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.PermissionException)
+OF_THE_QUERY = (
+    duckdb.ParserException,
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.PermissionException,
+    duckdb.ConversionException,
+    duckdb.OutOfRangeException,
+)
 """Errors that no file can cause."""
 
 
