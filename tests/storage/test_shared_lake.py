@@ -14,13 +14,14 @@ from strop.storage.catalog import read_catalog
 from strop.storage.console import open_console
 from strop.storage.data_files import data_files
 from strop.storage.errors import LakeError
+from strop.storage.gc import Wishes, gc
 from strop.storage.joining import join
 from strop.storage.lake import Lake, open_lake
 from strop.storage.lineage import trace
 from strop.storage.parquet import write_rows
 from strop.storage.place import place_of
 from strop.storage.tables import TABLES, Policy, Rollout
-from strop.storage.upkeep import merge_small_files, sweep
+from strop.storage.upkeep import merge_small_files
 
 
 def everything(root: Path) -> dict[str, list[tuple[object, ...]]]:
@@ -75,9 +76,10 @@ def test_merging_and_sweeping_keep_every_snapshot(machines) -> None:
         (there.staging / "stale.parquet").write_text("x")
         with there.exclusive() as connection:
             merge_small_files(connection, there.place, rollouts=True)
-        swept = sweep(there, datetime.timedelta(seconds=-60))
-        assert swept.staged == 1
-        assert swept.data_files >= 7
+        swept = {of.kind: of.count for of in gc(machines.b, Wishes(older_than=datetime.timedelta(seconds=-60)))}
+        assert swept["staged files"] == 1
+        assert swept["files of killed commits"] == 1
+        assert swept["merged and expired files"] >= 6
         registered = [f for table in read_catalog(machines.a).tables.values() for f in table.files]
         before = read_catalog(machines.a, candidate).tables["policies"].files
         kept = {file.location for file in files.list("data")}
