@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10
 PROBES = {"tcp_keepalives_idle": 60, "tcp_keepalives_interval": 15, "tcp_keepalives_count": 4}
-"""Settings of the server's side: seconds of silence, seconds between probes, probes without an answer."""
+"""Settings of both sides: seconds of silence, seconds between probes, probes without an answer."""
+UNANSWERED_MS = 120_000
+"""Give up on what was sent and never acknowledged after this long."""
 KEPT = 2
 """Idle sessions kept for a catalog."""
 
@@ -79,6 +81,9 @@ def connect(place: Place) -> Session:
             application_name=f"strop {os.getpid()} on {socket.gethostname()}"[:63],  # PostgreSQL cuts it there
             client_encoding="utf8",
             keepalives_idle=PROBES["tcp_keepalives_idle"],
+            keepalives_interval=PROBES["tcp_keepalives_interval"],
+            keepalives_count=PROBES["tcp_keepalives_count"],
+            tcp_user_timeout=UNANSWERED_MS,
             row_factory=psycopg.rows.dict_row,
         )
         made.execute("; ".join(f"SET {name} = {value}" for name, value in PROBES.items()).encode())

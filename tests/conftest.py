@@ -83,8 +83,7 @@ _NUMBER = itertools.count()
 @pytest.fixture
 def credentials(monkeypatch):
     """What a user has in the environment."""
-    for name, value in {**servers.KEYS, "PGPASSWORD": servers.PASSWORD}.items():
-        monkeypatch.setenv(name, value)
+    servers.set_environment(monkeypatch.setenv)
 
 
 @pytest.fixture
@@ -99,12 +98,31 @@ def bucket(s3_server, credentials) -> str:
     return servers.make_bucket(s3_server, f"bucket{next(_NUMBER)}")
 
 
-@pytest.fixture
-def machines(database, bucket, s3_server, tmp_path) -> Machines:
-    """A lake on PostgreSQL and S3, joined from two folders."""
+@pytest.fixture(scope="session")
+def shared_template(postgres_server, s3_server, tmp_path_factory) -> Machines:
+    """One empty lake on PostgreSQL and S3, made once and then copied."""
+    from strop.storage import postgres
     from strop.storage.joining import join
 
-    made = Machines(database, f"{bucket}/my lake", s3_server, tmp_path / "a", tmp_path / "b")
-    join(made.a, {"catalog": made.catalog, "data": made.data, "endpoint": made.endpoint})
-    shutil.copytree(made.a, made.b)  # what joining it from another folder leaves, without its second
+    with pytest.MonkeyPatch.context() as patch:
+        servers.set_environment(patch.setenv)
+        root = tmp_path_factory.mktemp("shared") / "template"
+        catalog = servers.make_database(postgres_server, "template_lake")
+        made = Machines(catalog, servers.make_bucket(s3_server, "template") + "/my lake", s3_server, root, root)
+        join(root, {"catalog": made.catalog, "data": made.data, "endpoint": made.endpoint})
+        postgres.close_idle()  # a database that somebody uses cannot be copied
+    return made
+
+
+@pytest.fixture
+def machines(shared_template, postgres_server, bucket, tmp_path) -> Machines:
+    """A lake on PostgreSQL and S3, joined from two folders."""
+    old = shared_template
+    catalog = servers.make_database(postgres_server, f"lake{next(_NUMBER)}", template="template_lake")
+    made = Machines(catalog, f"{bucket}/my lake", old.endpoint, tmp_path / "a", tmp_path / "b")
+    servers.move_data(catalog, old.endpoint, old.data, made.data)
+    for root in (made.a, made.b):
+        shutil.copytree(old.a, root)
+        text = (root / "lake.toml").read_text().replace(old.catalog, catalog).replace(old.data, made.data)
+        (root / "lake.toml").write_text(text)
     return made

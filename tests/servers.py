@@ -20,7 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 START_S = 60.0
@@ -162,13 +162,31 @@ def s3() -> Iterator[str]:
         process.wait(timeout=30)
 
 
-def make_database(uri: str, name: str) -> str:
+def set_environment(set: Callable[[str, str], None]) -> None:
+    """What a user of these servers has in the environment."""
+    for name, value in {**KEYS, "PGPASSWORD": PASSWORD}.items():
+        set(name, value)
+
+
+def make_database(uri: str, name: str, template: str = "template1") -> str:
     """A new database on that server; its URI."""
     import psycopg
 
     with psycopg.connect(uri, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
     return f"{uri.rsplit('/', 1)[0]}/{name}"
+
+
+def move_data(catalog: str, endpoint: str, old: str, new: str) -> None:
+    """Copy a lake's objects elsewhere and tell its catalog."""
+    import psycopg
+    from pyarrow.fs import S3FileSystem, copy_files
+
+    client = S3FileSystem(endpoint_override=endpoint, region="us-east-1")
+    source, target = (url.removeprefix("s3://") for url in (old, new))
+    copy_files(source, target, source_filesystem=client, destination_filesystem=client)
+    with psycopg.connect(catalog) as connection:
+        connection.execute("UPDATE ducklake_metadata SET value = %s WHERE key = 'data_path'", [f"{new}/data/"])
 
 
 def make_bucket(url: str, name: str) -> str:

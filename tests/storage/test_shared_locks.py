@@ -72,7 +72,7 @@ def test_who_waits_to_commit_is_told_for_whom(machines, monkeypatch: pytest.Monk
         pass
 
 
-KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'strop %'"
+KILL = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name LIKE 'strop %'"
 
 
 def test_a_lost_session_loses_the_lock_and_no_more(machines) -> None:
