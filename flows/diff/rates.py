@@ -143,4 +143,4 @@ def sign_test(up: int, down: int) -> float:
     for i in range(1, min(up, down) + 1):
         term = term * (n - i + 1) // i
         total += term
-    return min(1.0, 2 * total / 2**n)
+    return float(min(1.0, 2 * total / 2**n))

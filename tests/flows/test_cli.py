@@ -71,6 +71,9 @@ def here(ran: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ["validate", "tiny.yaml"],
         ["plan", "tiny.yaml"],
         ["sql", "SELECT 1"],
+        ["sql", "--as-of", "round=1", "--format", "csv", "SELECT count(*) FROM rollouts"],
+        ["sql", "\\d"],
+        ["snapshots"],
         ["plugins", "list"],
         ["server", "--help"],
     ],
@@ -126,7 +129,7 @@ def test_an_unexpected_error_names_the_file_with_its_traceback(
 ) -> None:
     from strop.flows import runs
 
-    def broken(lake: Path) -> None:
+    def broken(lake: Path, *, snapshot: int | None) -> None:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(runs, "states", broken)

@@ -98,7 +98,7 @@ def test_tab_completes_and_the_arrow_recalls(shell: Terminal) -> None:
 
 def test_ctrl_c_cancels_the_query_and_not_the_session(shell: Terminal) -> None:
     shell.type(f"{LONG};\r")
-    time.sleep(1.5)
+    time.sleep(1.0)
     shell.type("\x03")
     shell.until("cancelled")
     shell.until("lake>")
