@@ -75,6 +75,8 @@ def test_every_condition_narrows(console: Console, tmp_path: Path) -> None:
 def test_the_order_is_fixed_and_a_shuffle_is_by_its_seed(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for seed in range(12):
+        assert sorted(ids(console, tmp_path, shuffle_seed=seed)) == ids(console, tmp_path), "none is lost"
     whole = ids(console, tmp_path, shuffle_seed=1)
     monkeypatch.setattr(selecting, "PART", 2)
     monkeypatch.setattr(selecting, "BATCH", 1)
@@ -219,7 +221,10 @@ def test_nothing_is_replaced_unasked(console: Console, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "set", "x.jsonl", f"x.jsonl.{MANIFEST}"]
 
 
-def test_a_failed_export_leaves_what_was_there(console: Console, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_what_was_there(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selecting, "PART", 2)  # so that it fails after the first rows are written
     path = tmp_path / "x.jsonl"
     export(console, "sft", "trl", path, Selection())
     before = path.read_bytes()
