@@ -16,13 +16,16 @@ from strop.core.reward import Reward, local_files, spec
 from strop.flows import cli
 from strop.storage.console import open_console
 from strop.storage.errors import PluginError
+from strop.storage.exchange import selection
 from strop.storage.tables import Problem
 
 
 @pytest.fixture(scope="module")
 def exported(smoke: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("verl") / "set"
-    assert cli.invoke(["export", "prompts", "verl", "-o", str(out), "--lake", str(smoke.lake)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "BATCH", 100)  # so that the index runs over several batches
+        assert cli.invoke(["export", "prompts", "verl", "-o", str(out), "--lake", str(smoke.lake)]) == 0
     return out
 
 
@@ -124,7 +127,7 @@ def test_several_verifiers_must_agree_and_a_task_may_judge(tmp_path: Path) -> No
     reward = Reward(found, tmp_path)
     problem = Problem(task="chain_arithmetic", prompt="2+3=", reference="5")
     judged = reward([problem] * 3, ["5", "2+3=5", "6"])
-    assert [j.verdict for j in judged] == ["pass", "fail", "fail"]
+    assert [(j.verdict, j.score) for j in judged] == [("pass", 1.0), ("fail", 0.0), ("fail", 0.0)]
     with pytest.raises(PluginError, match="there is no file"):
         Reward(found, tmp_path / "elsewhere")
 

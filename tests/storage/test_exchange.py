@@ -75,6 +75,8 @@ def test_every_condition_narrows(console: Console, tmp_path: Path) -> None:
 def test_the_order_is_fixed_and_a_shuffle_is_by_its_seed(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for seed in range(12):
+        assert sorted(ids(console, tmp_path, shuffle_seed=seed)) == ids(console, tmp_path), "none is lost"
     whole = ids(console, tmp_path, shuffle_seed=1)
     monkeypatch.setattr(selecting, "PART", 2)
     monkeypatch.setattr(selecting, "BATCH", 1)
@@ -219,14 +221,17 @@ def test_nothing_is_replaced_unasked(console: Console, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "set", "x.jsonl", f"x.jsonl.{MANIFEST}"]
 
 
-def test_a_failed_export_leaves_what_was_there(console: Console, tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    export(console, "sft", "trl", path, Selection())
-    before = path.read_bytes()
-    with pytest.raises(LakeError, match="late"):
-        export(console, "rollouts", "rows", path, Selection(where="rollout_id < 19 OR error('late')"), force=True)
-    assert path.read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.jsonl", f"x.jsonl.{MANIFEST}"]
+def test_an_interrupted_export_leaves_what_was_there(console: Console, tmp_path: Path) -> None:
+    def stop(rows: int) -> None:
+        raise KeyboardInterrupt
+
+    for path in (tmp_path / "x.jsonl", tmp_path / "set"):
+        export(console, "sft", "trl", path, Selection())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for path in (tmp_path / "x.jsonl", tmp_path / "set"):
+        with pytest.raises(KeyboardInterrupt):
+            export(console, "rollouts", "rows", path, Selection(), force=True, progress=stop)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_killed_export_is_swept_by_the_next(tmp_path: Path) -> None:
