@@ -16,7 +16,7 @@ from strop.storage.data_files import data_files
 from strop.storage.lake import open_lake
 from strop.storage.tables import Rollout, Score
 
-SHARDS = 16
+SHARDS = 10
 WRITER = f"""
 import sys
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_two_machines_write_at_once_and_kills_cost_nothing(machines) -> None:
     dice = random.Random(0)
     steady = writer(machines.a, 1)
     seen = set()
-    for root, shard in ((machines.b, 1), (machines.a, 5), (machines.b, 9)):
+    for root, shard in ((machines.b, 2), (machines.a, 6)):
         with writer(root, 2) as killed:
             assert killed.stdout is not None
             for line in killed.stdout:
@@ -64,10 +64,10 @@ def test_two_machines_write_at_once_and_kills_cost_nothing(machines) -> None:
     last = writer(machines.a, 2)
     said, errors = last.communicate(timeout=120)
     assert (last.returncode, errors) == (0, "")
-    assert said.count("there\n") >= 9, "what was committed before a kill is not made again"
+    assert said.count("there\n") >= 6, "what was committed before a kill is not made again"
     _, errors = steady.communicate(timeout=120)
     assert (steady.returncode, errors) == (0, "")
-    assert len(seen) == 3
+    assert len(seen) == 2
     expected = [10000 * me + 100 * i + j for me in (1, 2) for i in range(SHARDS) for j in range(20)]
     with open_lake(machines.b) as lake:
         assert [r.rollout_id for r in lake.rows(Rollout)] == expected
