@@ -89,7 +89,7 @@ def files(folder: Path) -> dict[str, str]:
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix != ".sqlite-shm"
+        if path.is_file() and path.suffix != ".sqlite-shm" and (path.suffix != ".sqlite-wal" or path.stat().st_size)
     }
 
 
