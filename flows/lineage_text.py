@@ -97,6 +97,6 @@ def _box(node: Node) -> str:
 
 def _escaped(text: str) -> str:
     """Text in quotation marks, with everything that Mermaid or HTML could take for its own as a character code."""
-    plain = set(" .,:;'-+=/()%→…⏎_")
-    kept = "".join(c if c.isalnum() or c in plain - {";"} else f"#{ord(c)};" for c in " ".join(text.split()))
+    plain = set(" .,:'-+=/()→…⏎_")
+    kept = "".join(c if c.isalnum() or c in plain else f"#{ord(c)};" for c in " ".join(text.split()))
     return f'"{kept}"'

@@ -169,11 +169,11 @@ def fill(lake: Lake) -> None:
             )
         ],
     )
-    _rerun(lake, generate)
+    _rerun(lake, generate, decide)
 
 
-def _rerun(lake: Lake, generate: StageRun) -> None:
-    """Run b uses a's rollouts and judges them anew; it trains its own policy."""
+def _rerun(lake: Lake, generate: StageRun, decide: StageRun) -> None:
+    """Run b uses a's rollouts and decisions and scores anew; it trains its own policy."""
     again = ledger("b-generate", run_id="b", reuses=generate.stage_run_id)
     _commit(lake, again, runs=[_run("b", 1, parent_run_id="a", sources_json='{"1": ["a", 1]}')])
     verify = ledger("b-verify", run_id="b", stage="verify", kind="verify", plugin="answer", upstream=["b-generate"])
@@ -186,6 +186,8 @@ def _rerun(lake: Lake, generate: StageRun) -> None:
             Score(score_id=222, subject_id=104, verdict="pass", value=1.0, **said),
         ],
     )
+    again = ledger("b-filter", run_id="b", stage="filter", kind="filter", reuses=decide.stage_run_id)
+    _commit(lake, again)
     build = ledger("b-build", run_id="b", stage="build", kind="build", plugin="rft", upstream=["b-verify"])
     example = Example(
         example_id=421, kind="sft", builder="rft", problem_id=2, prompt="1+2=", completion="3", rollout_id=104

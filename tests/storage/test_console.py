@@ -203,12 +203,14 @@ def test_pass_rates_leave_errors_out_and_count_a_redone_score_once(lake: Lake) -
         for i, (subject, verdict) in enumerate(verdicts)
     ]
     step = Score(score_id=9, run_id="t-s0", round=1, subject_id=1, problem_id=7, step_index=0, verdict="fail")
+    said = {"run_id": "t-s0", "round": 1, "subject_id": 5, "problem_id": 7, "scorer": "answer"}
+    redone = [Score(score_id=20, verdict="pass", **said), Score(score_id=21, verdict="fail", supersedes=20, **said)]
     problem = Problem(problem_id=7, task="sums", split="heldout", prompt="?")
-    lake.commit(ledger(), rows={"scores": [*scores, step], "problems": [problem]})
+    lake.commit(ledger(), rows={"scores": [*scores, step, *redone], "problems": [problem]})
     with open_console(lake.root) as console:
         rates = console.query("SELECT * FROM v_pass_rates")
         described = next(t for t in console.tables() if t.name == "v_pass_rates")
-    assert rates.rows == [("t-s0", 1, "answer", "", 7, "sums", "heldout", None, 3, 2, 2 / 3)]
+    assert rates.rows == [("t-s0", 1, "answer", "", 7, "sums", "heldout", None, 4, 2, 0.5)]
     assert [(c.name, c.sql_type) for c in described.columns] == list(zip(rates.columns, rates.types, strict=True))
 
 

@@ -72,6 +72,13 @@ def test_up_and_down_agree(console: Console, link: Link) -> None:
             assert reached(console, (link.child, child), "up", link) == {str(p) for c, p in pairs if c == child}
 
 
+def test_evidence_is_what_the_run_of_an_example_used(console: Console) -> None:
+    judged, let_in = (next(k for k in LINKS if (k.child, k.up) == ("example", up)) for up in ("judged by", "let in by"))
+    assert reached(console, ("example", 401), "up", judged) == {"201", "206"}  # not 221, of the rerun
+    assert reached(console, ("example", 421), "up", judged) == {"222"}  # not 205, of the run it re-uses
+    assert reached(console, ("example", 421), "up", let_in) == {"504"}  # a decision that it re-uses
+
+
 def test_the_view_of_links_is_their_union(console: Console) -> None:
     view: dict[tuple[str, str, str], set[tuple[int, int]]] = {}
     for kind, id, relation, to_kind, to in console.query(

@@ -48,7 +48,7 @@ def test_a_rerun_counts_what_it_re_uses(console: Console) -> None:
     assert rounds == [
         ("a", 0, "a/r0", None, 0),
         ("a", 1, "a/r1", 2, 4),
-        ("b", 1, "b/r1", None, 4),
+        ("b", 1, "b/r1", 2, 4),
     ]
     sampled = (
         "SELECT rollout_id, verdict, said, kept FROM v_rollouts WHERE run_id = '{}' AND split = 'train' ORDER BY ALL"
@@ -60,10 +60,10 @@ def test_a_rerun_counts_what_it_re_uses(console: Console) -> None:
         (104, "pass", ["answer 1: pass"], True),
     ]
     assert ask(console, sampled.format("b")) == [
-        (101, "fail", ["answer 2: fail"], None),
-        (102, None, None, None),
-        (103, None, None, None),
-        (104, "pass", ["answer 2: pass"], None),
+        (101, "fail", ["answer 2: fail"], True),
+        (102, None, None, False),
+        (103, None, None, False),
+        (104, "pass", ["answer 2: pass"], True),
     ]
 
 
@@ -134,9 +134,12 @@ def test_policies_and_runs_are_told_in_one_row(console: Console) -> None:
     ]
     runs = ask(console, "SELECT run_id, parent_run_id, champion, pass_at_1, rounds FROM v_runs ORDER BY 1")
     assert runs == [("a", None, "a/r1", 0.75, 1), ("b", "a", "b/r1", None, 1)]
-    reused = ask(console, "SELECT stage_run_id, rows_of, source_run_id FROM v_stage_runs WHERE stage_run_id <> rows_of")
-    source = ledger("generate", run_id="a").stage_run_id
-    assert reused == [(ledger("b-generate", run_id="b").stage_run_id, source, "a")]
+    reused = ask(
+        console, "SELECT stage, rows_of, source_run_id FROM v_stage_runs WHERE stage_run_id <> rows_of ORDER BY 1"
+    )
+    assert reused == [
+        (stage, ledger(stage, stage=stage, run_id="a").stage_run_id, "a") for stage in ("filter", "generate")
+    ]
 
 
 JOINED = {
