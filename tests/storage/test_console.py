@@ -214,7 +214,7 @@ def test_pass_rates_leave_errors_out_and_count_a_redone_score_once(lake: Lake) -
 def test_every_table_and_column_is_documented(lake: Lake) -> None:
     with open_console(lake.root) as console:
         tables = {t.name: t for t in console.tables()}
-        assert set(tables) == {*BY_NAME, "v_rounds", "v_pass_rates"}
+        assert set(tables) == {*BY_NAME, "v_rounds", "v_pass_rates", "v_at_k"}
         for table in tables.values():
             assert table.doc
             assert all(c.doc for c in table.columns), table.name
