@@ -75,4 +75,7 @@ def test_errors_superseded_scores_and_scorers_without_answers(lake: Lake) -> Non
     commit(lake, {1: [("x", True), ("x", True), ("y", False)]}, also=also)
     with open_console(lake.root) as console:
         found = console.query("SELECT scorer, n, mean_at_k, majority_at_k FROM v_at_k WHERE k = n ORDER BY scorer").rows
+        whole = console.query("SELECT * FROM v_at_k")
+        described = next(table for table in console.tables() if table.name == "v_at_k")
+    assert [(c.name, c.sql_type) for c in described.columns] == list(zip(whole.columns, whole.types, strict=True))
     assert found == [("e", 2, 0.5, None), ("s", 3, 1.0, 1.0)], "an error is no zero; the last score of a chain counts"
