@@ -62,8 +62,8 @@ def gc(root: Path, wishes: Wishes, *, dry_run: bool = False) -> list[Freed]:
 
     Raises LakeError when there is no lake, or it cannot be written.
     """
-    place, now = place_of(root), datetime.datetime.now(datetime.UTC)
-    store = data_files(place)
+    place = place_of(root)
+    store, now = data_files(place), _now()
     if dry_run:
         with open_catalog_db(place, write=False) as db:
             expired = len(snapshots.expired(db, wishes.keep_snapshots, now))
@@ -73,13 +73,17 @@ def gc(root: Path, wishes: Wishes, *, dry_run: bool = False) -> list[Freed]:
     else:
         pruned = pruning.prune(place, wishes.checkpoints)
         expired, small = _change(place, wishes, now)
-        unneeded = _removed(place, store, now - wishes.older_than)
+        unneeded = _removed(place, store, _now() - wishes.older_than)
     others = list(_folders(place, store, wishes, now, pruned))
     if not dry_run:
         for leftover in others:
             leftover.remove(store)
     found = [Freed("expired snapshots", expired, 0), Freed("small files merged", small, 0)]
     return found + _summed([*unneeded, *others])
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _change(place: Place, wishes: Wishes, now: datetime.datetime) -> tuple[int, int]:
@@ -107,8 +111,7 @@ def _removed(place: Place, store: DataFiles, before: datetime.datetime) -> list[
     with commit_lock(place.root):
         with open_catalog_db(place, write=False) as db:
             unneeded = list(_unneeded(store, db, before))
-        for leftover in unneeded:
-            leftover.remove(store)
+        store.delete([location for leftover in unneeded for location in leftover.stored])
         below = store.at("data") + "/"
         with open_catalog_db(place, write=True) as db:
             for leftover in unneeded:

@@ -174,11 +174,11 @@ def logical(path: Path) -> dict[str, list[str]]:
         connection.close()
 
 
-def flips(root: Path, number: int, seed: int) -> Iterator[tuple[int, set[str], list[str]]]:
-    """Where a bit of the catalog was flipped, the tables whose rows changed, and what the audit says."""
+def check_flips(root: Path, number: int, seed: int) -> None:
+    """Flip bits of the catalog until so many have changed a value that counts: each of those is found."""
     path, dice = root / "catalog.sqlite", random.Random(seed)
     whole, before = path.read_bytes(), logical(path)
-    for _ in range(number):
+    while number > 0:
         at = dice.randrange(len(whole))
         flip(path, at, dice.randrange(8))
         try:
@@ -186,31 +186,23 @@ def flips(root: Path, number: int, seed: int) -> Iterator[tuple[int, set[str], l
             changed = {name for name in before if after.get(name) != before[name]}
         except (sqlite3.Error, UnicodeDecodeError):
             changed = {"unreadable"}
-        yield at, changed, damages(fsck(root))
+        if changed - MAY_BE_WRONG:
+            number -= 1
+            assert damages(fsck(root)), (at, changed)
         for beside in root.glob("catalog.sqlite-*"):
             beside.unlink()
         path.write_bytes(whole)
 
 
-def check_flips(root: Path, number: int, seed: int) -> int:
-    seen = 0
-    for at, changed, said in flips(root, number, seed):
-        if changed - MAY_BE_WRONG:
-            seen += 1
-            assert said, (at, changed)
-            assert any("catalog" in line or "row" in line or "data/" in line for line in said), said
-    return seen
-
-
 def test_a_flipped_bit_that_changes_the_catalog_is_found(small: Lake) -> None:
     root = small.root
     small.close()
-    assert check_flips(root, 24, seed=0) >= 3
+    assert check_flips(root, 12, seed=0) >= 1
 
 
 @pytest.mark.slow
 def test_many_flipped_bits_in_the_catalog_of_two_runs_are_found(grown: Path) -> None:
-    assert check_flips(grown, 250, seed=1) > 60
+    check_flips(grown, 80, seed=1)
 
 
 @pytest.mark.parametrize(

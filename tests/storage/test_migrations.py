@@ -118,12 +118,16 @@ def test_two_processes_that_open_an_older_lake_at_once_migrate_it_once(old: Path
 def test_a_migration_killed_anywhere_leaves_either_version_and_is_made_again(kept: Path, tmp_path: Path) -> None:
     shutil.copytree(kept, tmp_path / "template")
     driver = Path(__file__).with_name("care_driver.py")
-    done = subprocess.run([sys.executable, driver, "migrate", tmp_path], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, driver, "migrate", tmp_path, "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) >= 12
     assert found[-1]["status"] == 0, done.stderr
+    versions = [line["versions"] for line in found]
+    assert versions == sorted(versions), "version 1 up to COMMIT, version 2 after it"
+    assert versions[8] == [1]
+    assert versions[-1] == [1, 2]
     for line in found:
-        assert line["versions"] == ([1] if line["step"] is not None else [1, 2]), line
         assert line["rows"], line
         assert (line["again"], line["then"], line["then_rows"]) == (0, [1, 2], True), line
+        assert line["damage"] == [], line
