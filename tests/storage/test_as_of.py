@@ -50,6 +50,7 @@ def made(lake: Lake) -> list[int]:
         ("newest", None, 7),
         ("time=2026-11-21 12:03:01", None, 3),
         ("2026-11-21T14:03:01+02:00", None, 3),
+        ("time=2026-11-21 12:03:00.5", None, 3),
         ("time=2026-11-21T12:03:00.4Z", None, 2),
         ("2026-11-21", None, 7),
         (" time = 1h ago ", None, 7),

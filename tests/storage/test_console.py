@@ -17,6 +17,7 @@ from strop.storage.console import open_console
 from strop.storage.errors import LakeError
 from strop.storage.lake import Lake
 from strop.storage.ready_views import READY
+from strop.storage.patience import Patience
 from strop.storage.tables import (
     BY_NAME,
     Decision,
@@ -285,3 +286,16 @@ def test_a_query_cancelled_from_another_thread_says_so_and_the_console_goes_on(l
             console.query("SELECT count(*) FROM range(1000000000000) WHERE range % 7 = 3")
         timer.join()
         assert console.query("SELECT 1").rows == [(1,)]
+
+
+def test_the_time_of_all_fetches_counts_together() -> None:
+    over = threading.Event()
+    patience = Patience(0.3, over.set, None)
+    with patience.spending():
+        time.sleep(0.2)
+    time.sleep(0.2)
+    assert not over.is_set()
+    with patience.spending(), patience.spending():
+        assert over.wait(0.2)
+    assert patience.is_over
+    assert 0.3 <= patience.spent_s < 0.4
