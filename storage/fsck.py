@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import duckdb
-
 from strop.storage import fsck_bounds, fsck_catalog, fsck_rows
 from strop.storage.catalog_db import open_catalog_db
 from strop.storage.checkpoints import hash_directory, is_pruned
@@ -76,12 +74,14 @@ def fsck(root: Path, *, quick: bool = False, on_progress: OnProgress = lambda wh
     audit = Audit(str(place), quick)
     for check in (_catalog, _files, _checkpoints, _rows, *(() if quick else (_bounds,))):
         try:
-            found = list(check(place, audit, on_progress))
-        except (LakeError, duckdb.Error, ValueError, TypeError, LookupError, OSError) as error:
-            if check is _catalog and not place.catalog and not place.sqlite.is_file():
+            for finding in check(place, audit, on_progress):
+                if finding not in audit.findings:
+                    audit.findings.append(finding)
+        except Exception as error:  # what a damaged catalog does to the code that reads it cannot be foreseen
+            if not place.exists:
                 raise
-            found = [Finding("catalog", "catalog.sqlite", f"cannot be understood: {error}", COPY)]
-        audit.findings += [finding for finding in found if finding not in audit.findings]
+            problem = f"cannot be understood: {type(error).__name__}: {error}"
+            audit.findings.append(Finding("catalog", place.catalog or "catalog.sqlite", problem, COPY))
     return audit
 
 
@@ -96,7 +96,11 @@ def verify(place: Place, run_id: str) -> None:
         if not db.execute(COMMITTED, {"said": f"%{json.dumps({'run': run_id})[1:-1]}%"}):
             return
         files = [file for file in stored_files(db, kept=kept) if file.live]
-    for problem in fsck_catalog.problems(place, quick=True):
+    try:
+        problem = next(fsck_catalog.problems(place, quick=True), None)
+    except Exception as error:  # see `fsck`
+        problem = f"it cannot be understood: {error}"
+    if problem is not None:
         raise LakeError(
             f"the catalog of the lake {place} is damaged: {problem}. Put it back from a copy of the lake; "
             f"`strop fsck --lake {place}` tells more"
