@@ -111,7 +111,7 @@ def of_many(folder: Path, chosen: argparse.Namespace) -> dict[str, object]:
         found: dict[str, object] = {"rollouts": n, "fill_s": filled, "bytes": _bytes(root)}
         with open_console(root) as console, bare(root) as connection:
             for name, sql in asked.items():
-                repetitions = 3 if chosen.quick else 15 if "point" in name else 7
+                repetitions = 3 if chosen.quick else 40 if "point" in name else 20
                 found[name] = _ratios(lake, console, connection, sql, repetitions, name)
     return found
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 
@@ -49,7 +51,7 @@ def rollouts(first: int, n: int, *, narrow: bool = False) -> pa.Table:
     }
     if not narrow:
         offsets = np.arange(0, (n + 1) * TOKENS, TOKENS, dtype=np.int32)
-        tokens = np.minimum(dice.zipf(1.2, n * TOKENS), 31_999).astype(np.int32)
+        tokens = _ranks(dice, 1.2, 32_000, n * TOKENS)
         known["token_ids"] = pa.ListArray.from_arrays(offsets, pa.array(tokens))
         logps = -dice.exponential(0.5, n * TOKENS).astype(np.float32)
         known["logps"] = pa.ListArray.from_arrays(offsets, pa.array(logps))
@@ -127,10 +129,20 @@ def _texts(dice: np.random.Generator, n: int, length: int) -> pa.Array:
     words = letters[np.minimum(np.random.default_rng(0).geometric(0.12, (8192, WORD_BYTES)) - 1, 25)]
     words[:, -1] = ord(" ")
     each = length // WORD_BYTES
-    chosen = np.minimum(dice.zipf(1.15, n * each), 8192) - 1
+    chosen = _ranks(dice, 1.15, 8192, n * each)
     offsets = np.arange(0, (n + 1) * each * WORD_BYTES, each * WORD_BYTES, dtype=np.int32)
     text = words[chosen].reshape(-1)
     return pa.StringArray.from_buffers(n, pa.py_buffer(offsets), pa.py_buffer(text))
+
+
+@functools.cache
+def _zipf(exponent: float, known: int) -> np.ndarray:
+    """A million ranks below `known` in the shares of Zipf's law: drawing from them is ten times faster than anew."""
+    return (np.minimum(np.random.default_rng(1).zipf(exponent, 1 << 20), known) - 1).astype(np.int32)
+
+
+def _ranks(dice: np.random.Generator, exponent: float, known: int, n: int) -> np.ndarray:
+    return _zipf(exponent, known)[dice.integers(0, 1 << 20, n, dtype=np.int32)]
 
 
 def _same(text: str, n: int) -> pa.Array:

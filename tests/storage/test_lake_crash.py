@@ -10,7 +10,7 @@ from pathlib import Path
 
 def test_a_killed_commit_is_whole_or_absent_and_its_retry_is_equal(tmp_path: Path) -> None:
     driver = Path(__file__).with_name("crash_driver.py")
-    done = subprocess.run([sys.executable, driver, tmp_path, "3"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, driver, tmp_path, "3"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     for line in found:
