@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-_SHOWN: dict[int, int | str] = {code: 0x2400 + code for code in range(32)} | {code: 0xFFFD for code in range(127, 160)}
+_SHOWN: dict[int, int | str] = dict.fromkeys(range(127, 160), 0xFFFD)
+_SHOWN |= {code: 0x2400 + code for code in range(32)}
 _SHOWN |= {9: " ", 10: "⏎", 13: "␍"}
 _SHOWN_LINES = {code: shown for code, shown in _SHOWN.items() if code != 10}
 CELL = 80

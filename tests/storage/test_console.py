@@ -16,8 +16,8 @@ from strop.storage.catalog import LiveColumn, LiveFile, LiveTable, read_catalog
 from strop.storage.console import open_console
 from strop.storage.errors import LakeError
 from strop.storage.lake import Lake
-from strop.storage.ready_views import READY
 from strop.storage.patience import Patience
+from strop.storage.ready_views import READY
 from strop.storage.tables import (
     BY_NAME,
     Decision,
