@@ -249,7 +249,7 @@ def test_doctor_finds_this_installation_sound_and_a_broken_lake(
     from strop.flows import checks
 
     assert checks.versions().level == "ok", checks.versions().found
-    assert checks.extensions().level == "ok"
+    assert checks.extensions(here / "lake").level == "ok"
     assert checks.lake_opens(here / "lake").found.endswith("1 run")
     (tmp_path / "catalog.sqlite").write_text("not a catalog")
     assert checks.lake_opens(tmp_path).level == "fail"

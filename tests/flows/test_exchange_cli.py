@@ -174,9 +174,11 @@ def test_export_then_import_then_look(smoke: Any, tmp_path: Path, capsys: pytest
     with open_console(lake) as console:
         id, policy = console.query("SELECT rollout_id, q.name FROM rollouts JOIN policies q USING (policy_id)").rows[0]
     assert policy.startswith("copy/r")
-    for name in (id, policy, "copy"):
+    for name, opens in ((id, "rollout '"), (policy, f"policy {policy}"), ("copy", "run copy")):
         assert strop("lineage", name, "--lake", lake) == 0
-    assert "run: copy" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert told.startswith(opens)
+        assert "import" in told
     assert strop("export", "policy", policy, "-o", tmp_path / "p", "--lake", lake) == 1
     assert "was imported by its name" in capsys.readouterr().err
 

@@ -16,7 +16,8 @@ from terminal import Terminal
 from tiny_loop import clean_env
 
 from strop.storage.lake import open_lake
-from strop.storage.tables import StageRun
+from strop.storage.ready_views import READY
+from strop.storage.tables import TABLES, StageRun
 
 COMMAND = [sys.executable, "-m", "strop.flows", "sql", "--lake"]
 LONG = "SELECT count(*) FROM range(1000000000000) WHERE range % 7 = 3"
@@ -38,7 +39,7 @@ def shell(root: Path, tmp_path: Path) -> Iterator[Terminal]:
     """A console at its first prompt; `less` pages."""
     env = clean_env(XDG_STATE_HOME=str(tmp_path / "state"), PAGER="less", LESS="")
     with Terminal([*COMMAND, str(root)], env) as opened:
-        assert "16 tables and views" in opened.until("lake>")
+        assert f"{len(TABLES) + len(READY)} tables and views" in opened.until("lake>")
         yield opened
 
 
@@ -85,7 +86,7 @@ def test_a_session_from_question_to_answer(shell: Terminal, root: Path, tmp_path
 
 
 def test_tab_completes_and_the_arrow_recalls(shell: Terminal) -> None:
-    shell.type("SELECT count(*) AS found FROM v_ro\t")
+    shell.type("SELECT count(*) AS found FROM v_roun\t")
     shell.until("v_rounds")
     shell.type(";\r")
     shell.until("found\n-----\n")
