@@ -74,7 +74,14 @@ def pointing(empty_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     policy = Policy(**stamp, policy_id=first, status="champion", kind="full", path=path, content_hash=content_hash)
     problems = [Problem(**stamp, problem_id=first + 1 + i, prompt=f"{i}") for i in range(2)]
     made = [
-        Rollout(**stamp, rollout_id=first + 3 + i, problem_id=first + 1, policy_id=first, completion="x" * i, logps=[-(i + 1) / 7])
+        Rollout(
+            **stamp,
+            rollout_id=first + 3 + i,
+            problem_id=first + 1,
+            policy_id=first,
+            completion="x" * i,
+            logps=[-(i + 1) / 7],
+        )
         for i in range(8)
     ]
     with open_lake(root) as lake:
