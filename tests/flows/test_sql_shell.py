@@ -109,6 +109,7 @@ def test_ctrl_c_cancels_the_query_and_not_the_session(shell: Terminal) -> None:
     shell.until("lake>")
     shell.type("SELECT 'still ' || 'here' AS t;\r")
     shell.until("\nstill here\n")
+    shell.until("lake>")
     shell.type("\x04")
     assert shell.process.wait(30) == 0
 
