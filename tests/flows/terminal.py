@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -14,6 +15,7 @@ import time
 from types import TracebackType
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07|\r")
+UNFINISHED = re.compile(r"\x1b(\[[0-9;?]*|\][^\x07]*)?$")
 
 
 class Terminal:
@@ -33,6 +35,9 @@ class Terminal:
         )
         os.close(theirs)
         self.seen = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begun = ""
+        """The beginning of an escape sequence whose end is still to come."""
 
     def type(self, text: str) -> None:
         """Keys, as a person would press them."""
@@ -50,7 +55,11 @@ class Terminal:
                 except OSError:  # the program is gone
                     data = b""
                 assert data, f"it ended before {text!r}: {self.seen!r}"
-                self.seen += ESCAPES.sub("", data.decode(errors="replace"))
+                came = self._begun + self._decoder.decode(data)
+                cut = UNFINISHED.search(came)
+                end_of_whole = cut.start() if cut else len(came)
+                self._begun = came[end_of_whole:]
+                self.seen += ESCAPES.sub("", came[:end_of_whole])
         found, _, self.seen = self.seen.partition(text)
         return found + text
 
