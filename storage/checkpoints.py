@@ -7,17 +7,19 @@ is committed, fetched when a policy made elsewhere is first used, believed only 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from strop.storage.data_files import data_files
 from strop.storage.durable import fsync, make_folder
 from strop.storage.errors import LakeError
-from strop.storage.place import place_of
+from strop.storage.place import Place, place_of
 
 CHUNK = 1 << 20
 
@@ -75,9 +77,38 @@ def local_checkpoint(lake_root: Path, path: str, content_hash: str) -> Path:
     """
     folder = lake_root / path
     place = place_of(lake_root)
-    if folder.is_dir() or place.data is None or Path(path).is_absolute():
+    if folder.is_dir() or not _is_elsewhere(place, path):
         return folder
-    work = place.root / "work" / f"fetch-{content_hash[:16]}-{os.getpid()}"
+    try:
+        with _fetched(place, path) as work:
+            verify_checkpoint(work, content_hash)
+            _move(work, folder, content_hash)
+    except OSError as error:
+        raise LakeError(f"cannot fetch the checkpoint {path} of the lake {place}: {error}") from error
+    return folder
+
+
+def is_stored(place: Place, path: str) -> bool:
+    """Whether the lake's store has a checkpoint at that path."""
+    return any(data_files(place).list(path)) if _is_elsewhere(place, path) else (place.root / path).is_dir()
+
+
+def stored_hash(place: Place, path: str) -> str:
+    """The hash of a checkpoint as the lake's store has it now, whatever this machine's cache says. Raises LakeError."""
+    if not _is_elsewhere(place, path):
+        return hash_directory(place.root / path)
+    with _fetched(place, path) as work:
+        return hash_directory(work)
+
+
+def _is_elsewhere(place: Place, path: str) -> bool:
+    return place.data is not None and not Path(path).is_absolute()
+
+
+@contextlib.contextmanager
+def _fetched(place: Place, path: str) -> Iterator[Path]:
+    """A copy of a stored checkpoint in a work folder, as long as the context lasts. Raises LakeError if it is gone."""
+    work = place.root / "work" / f"fetch-{Path(path).name}-{os.getpid()}"
     try:
         shutil.rmtree(work, ignore_errors=True)
         store = data_files(place)
@@ -89,13 +120,9 @@ def local_checkpoint(lake_root: Path, path: str, content_hash: str) -> Path:
             raise LakeError(
                 f"the checkpoint {store.at(path)} is gone; restore it, or train again from an earlier policy"
             )
-        verify_checkpoint(work, content_hash)
-        _move(work, folder, content_hash)
-    except OSError as error:
-        raise LakeError(f"cannot fetch the checkpoint {path} of the lake {place}: {error}") from error
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return folder
 
 
 def _move(work_dir: Path, target: Path, content_hash: str) -> None:

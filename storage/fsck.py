@@ -14,7 +14,7 @@ from pathlib import Path
 
 from strop.storage import fsck_bounds, fsck_catalog, fsck_rows
 from strop.storage.catalog_db import open_catalog_db
-from strop.storage.checkpoints import hash_directory, is_pruned
+from strop.storage.checkpoints import is_pruned, is_stored, stored_hash
 from strop.storage.checksums import StoredFile, are_kept, damage_report, damages, stored_files
 from strop.storage.console import Console, open_console
 from strop.storage.errors import LakeError
@@ -23,7 +23,9 @@ from strop.storage.place import Place, place_of
 
 OnProgress = Callable[[str, int, int], None]
 """What is being looked at, how much of it is done, and how much there is."""
-POLICIES = "SELECT path, content_hash, any_value(name), list(detail) FROM policies GROUP BY path, content_hash"
+POLICIES = """
+SELECT path, content_hash, any_value(name), list(detail) FROM policies WHERE path <> '' GROUP BY path, content_hash"""
+"""An imported policy has no path: nothing is stored of it but its name."""
 COMMITTED = "SELECT 1 AS there FROM ducklake_snapshot_changes WHERE commit_extra_info LIKE :said LIMIT 1"
 COPY = "put it back from a copy of the lake, byte for byte"
 
@@ -171,10 +173,9 @@ def _checkpoints(place: Place, audit: Audit, on_progress: OnProgress) -> Iterato
     for done, (path, content_hash, name, _) in enumerate(policies):
         on_progress("checkpoints", done, len(policies))
         audit.checkpoints += 1
-        folder = place.root / path
-        if not folder.is_dir():
+        if not is_stored(place, path):
             yield Finding("checkpoint", path, f"the checkpoint of {name} is gone", COPY)
-        elif not audit.quick and (found := hash_directory(folder)) != content_hash:
+        elif not audit.quick and (found := stored_hash(place, path)) != content_hash:
             problem = f"the checkpoint of {name} hashes to {found[:16]}, stored was {content_hash[:16]}"
             yield Finding("checkpoint", path, problem, COPY)
     on_progress("checkpoints", len(policies), len(policies))

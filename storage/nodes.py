@@ -101,7 +101,7 @@ def _stamped(kind: str) -> bool:
 
 
 def _node(kind: Kind, row: Row, stages: dict[Id, Row]) -> Node:
-    facts = {name: row[name] for name in kind.facts if row.get(name) is not None}
+    facts = {name: row[name] for name in kind.facts if row.get(name) not in (None, "")}
     if _stamped(kind.name):
         facts["round"] = row["round"]
         facts["made_by"] = made_by(row, stages)

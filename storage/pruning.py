@@ -26,7 +26,9 @@ from strop.storage.register import Placed, Signature, register
 from strop.storage.status import with_changes
 from strop.storage.tables import Policy
 
-POLICIES = "SELECT policy_id, run_id, round, status, path, detail FROM policies ORDER BY run_id, round, policy_id"
+POLICIES = """
+SELECT policy_id, run_id, round, status, path, detail FROM policies WHERE path <> ''
+ORDER BY run_id, round, policy_id"""
 STATUS: dict[str, frozenset[str]] = {
     "unreferenced": frozenset(),
     "rejected": frozenset({"rejected"}),

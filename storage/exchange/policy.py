@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from strop.storage.checkpoints import verify_checkpoint
+from strop.storage.checkpoints import local_checkpoint, verify_checkpoint
 from strop.storage.console import Console
 from strop.storage.errors import LakeError, did_you_mean
 from strop.storage.exchange.model_card import model_card
@@ -81,7 +81,7 @@ def export_policy(console: Console, name: str, path: Path, *, force: bool = Fals
     policy = find_policy(console, name)
     if not policy["path"]:
         raise LakeError(f"the policy {policy['name']} was imported by its name: the lake holds no checkpoint of it")
-    checkpoint = console.root / policy["path"]
+    checkpoint = local_checkpoint(console.root, policy["path"], policy["content_hash"])
     verify_checkpoint(checkpoint, policy["content_hash"])
     about = lineage(console, policy)
     with fresh(path, force=force) as work:

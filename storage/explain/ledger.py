@@ -55,6 +55,14 @@ def _shards(row: dict[str, object]) -> str:
     return f"{row['stage']} of round {row['round']}{shards}"
 
 
+def _reused(parent: str, sources_json: str | None) -> str:
+    if sources_json is None:
+        return f"It re-uses run {parent}."
+    sources = json.loads(sources_json)
+    rounds = [" + ".join(f"{source['run']}@{source['round']}" for source in pooled) for pooled in sources["rounds"]]
+    return f"It re-uses {', '.join(rounds)}; its own work begins with {sources['from']}."
+
+
 def run(teller: Teller) -> None:
     """Tell of a run: recipe, seed and code, then round by round what came out."""
     where = f"run_id = {literal(teller.id)}"
@@ -66,7 +74,7 @@ def run(teller: Teller) -> None:
         f"{row['strop_version']}{code}{when}."
     )
     if row["parent_run_id"]:
-        teller.say(f"It re-uses run {row['parent_run_id']}: {row['sources_json'] or 'what, it does not say'}.")
+        teller.say(_reused(row["parent_run_id"], row["sources_json"]))
     reused = teller.row(f"SELECT count(*) AS n, count(reuses) AS reused FROM stage_runs WHERE {where}")
     again = f", {reused['reused']:,} of them re-used" if reused["reused"] else ""
     teller.say(f"{counted(reused['n'], 'stage run')} are committed{again}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,8 +13,13 @@ from lake_content import content
 
 from strop.core.recipe import load
 from strop.storage.checkpoints import hash_directory, local_checkpoint
+from strop.storage.console import open_console
+from strop.storage.data_files import data_files
 from strop.storage.errors import LakeError
+from strop.storage.exchange.policy import export_policy
+from strop.storage.fsck import fsck
 from strop.storage.lake import Lake, open_lake
+from strop.storage.place import place_of
 from strop.storage.tables import Policy
 
 KILLED_AT = 20
@@ -55,12 +61,32 @@ def test_a_loop_killed_on_one_machine_goes_on_on_another(tiny, machines, tmp_pat
     assert shared.champion_hash == local.champion_hash
     assert content(machines.b) == content(machines.a) == content(tmp_path / "lake")
     with open_lake(machines.a, read_only=True) as lake:
-        policies = lake.rows(Policy)
+        policies = sorted(lake.rows(Policy), key=lambda policy: policy.round)
         assert len(policies) == 3
         for policy in policies:
             assert hash_directory(lake.checkpoint(policy)) == policy.content_hash
             assert local_checkpoint(machines.b, policy.path, policy.content_hash).is_dir()
     assert not (machines.a / "data").exists()
+    assert exported(machines.a, "tiny/r2", tmp_path) == policies[-1].content_hash
+    shutil.rmtree(machines.a / "policies")
+    assert fsck(machines.a).findings == fsck(machines.b).findings == []
+    store = data_files(place_of(machines.a))
+    (tmp_path / "wrong").write_bytes(b"x")
+    store.put({store.at(f"{policies[0].path}/model.safetensors"): tmp_path / "wrong"})
+    store.delete([file.location for file in store.list(policies[1].path)])
+    told = {finding.where: finding.problem for finding in fsck(machines.b).findings}
+    assert "hashes to" in told.pop(policies[0].path)
+    assert told == {policies[1].path: "the checkpoint of tiny/r1 is gone"}
+
+
+def exported(root: Path, policy: str, folder: Path) -> str:
+    """The hash of an exported policy, card and manifest aside, from a machine that has no copy of it."""
+    shutil.rmtree(root / "policies")
+    with open_console(root) as console:
+        export_policy(console, policy, folder / "hub")
+    for name in ("README.md", "recipe.json", "strop_export.json"):
+        (folder / "hub" / name).unlink()
+    return hash_directory(folder / "hub")
 
 
 def test_a_run_is_driven_by_one_machine_at_a_time(tiny, machines, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 from lake_rows import NOON, ledger
@@ -175,7 +176,8 @@ def fill(lake: Lake) -> None:
 def _rerun(lake: Lake, generate: StageRun, decide: StageRun) -> None:
     """Run b uses a's rollouts and decisions and scores anew; it trains its own policy."""
     again = ledger("b-generate", run_id="b", reuses=generate.stage_run_id)
-    _commit(lake, again, runs=[_run("b", 1, parent_run_id="a", sources_json='{"1": ["a", 1]}')])
+    sources = json.dumps({"from": "verify", "rounds": [[{"run": "a", "round": 1}]]})
+    _commit(lake, again, runs=[_run("b", 1, parent_run_id="a", sources_json=sources)])
     verify = ledger("b-verify", run_id="b", stage="verify", kind="verify", plugin="answer", upstream=["b-generate"])
     said: dict[str, Any] = {"scorer": "answer", "scorer_version": "2", "problem_id": 2}
     _commit(

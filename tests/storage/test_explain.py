@@ -108,7 +108,7 @@ def test_a_rerun_says_what_it_re_uses(console: Console) -> None:
         in explain(console, again).lines[1]
     )
     assert explain(console, source).lines[-1] == "Re-used by round 1 of run b."
-    assert "It re-uses run a" in explain(console, "run:b").lines[1]
+    assert explain(console, "run:b").lines[1] == "It re-uses a@1; its own work begins with verify."
     assert explain(console, "run:a").lines[-1] == "Re-used by b."
 
 
