@@ -25,13 +25,12 @@ import duckdb
 from strop.storage import gate
 from strop.storage.catalog import Catalog, read_catalog
 from strop.storage.errors import LakeError
-from strop.storage.migrations import with_known_columns
 from strop.storage.patience import Patience
 from strop.storage.place import Place, place_of
 from strop.storage.reading import blame
 from strop.storage.ready_views import READY
 from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
-from strop.storage.views import literal, view_sql
+from strop.storage.views import literal, view_sql, with_known_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
