@@ -11,6 +11,7 @@ Views are made when a query first names them, so that opening costs little howev
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import decimal
 import os
@@ -24,14 +25,15 @@ import duckdb
 
 from strop.storage import gate
 from strop.storage.catalog import Catalog, read_catalog
+from strop.storage.catalog_db import open_catalog_db
 from strop.storage.errors import LakeError
-from strop.storage.migrations import with_known_columns
+from strop.storage.narrowing import KINDS, MANY, Bounds, conditions, excluded, read_bounds
 from strop.storage.patience import Patience
 from strop.storage.place import Place, place_of
 from strop.storage.reading import blame
 from strop.storage.ready_views import READY
 from strop.storage.tables import BY_NAME, SCHEMA_VERSION, Column, columns
-from strop.storage.views import literal, view_sql
+from strop.storage.views import literal, view_sql, with_known_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,7 +115,9 @@ class Console:
         self.snapshot = catalog.snapshot
         self._catalog = catalog
         self._connection = connection
-        self._made: set[str] = set()
+        self._made: dict[str, frozenset[int]] = {}
+        """Views there are, and the files that each leaves out."""
+        self._bounds: dict[tuple[str, str], Bounds] = {}
 
     def query(self, sql: str, *, timeout_s: float = TIMEOUT_S) -> Result:
         """Run one SELECT and fetch all of it. Raises LakeError when it is not allowed, wrong, too slow or too big.
@@ -164,9 +168,23 @@ class Console:
     def _prepare(self, sql: str) -> None:
         """Let the query through the gate and make the views it reads."""
         names = {*self._catalog.tables, *READY}
-        wanted = gate.check(self._connection, sql, names)
-        for name in sorted(names if wanted is None else wanted):
-            self._make(name)
+        question = gate.check(self._connection, sql, names)
+        wanted = names if question.reads is None else question.reads
+        for name in sorted(wanted, key=lambda name: (name in READY, name)):  # those make the tables they need anew
+            self._make(name, self._excluded(name, question))
+
+    def _excluded(self, name: str, question: gate.Question) -> frozenset[int]:
+        """Files of a table that the query cannot have rows from; none where it has too few files to care."""
+        if name in READY or question.reads is None or len(self._catalog.tables[name].files) <= MANY:
+            return frozenset()
+        places = conditions(question.tree).get(name, [])
+        types = {c.name: c.sql_type for c in self._catalog.tables[name].columns if c.sql_type in KINDS}
+        asked = {c.column for place in places for c in place if c.column in types}
+        if fresh := [column for column in sorted(asked) if (name, column) not in self._bounds]:
+            with open_catalog_db(place_of(self.root), write=False) as db:
+                for column in fresh:
+                    self._bounds[name, column] = read_bounds(db, name, column, types[column])
+        return excluded(places, {column: self._bounds[name, column] for column in asked})
 
     def tables(self) -> list[TableInfo]:
         """Everything one can select from, with what each column means."""
@@ -178,22 +196,25 @@ class Console:
             found.append(TableInfo(name, about, live, sum(file.rows - file.deleted for file in table.files)))
         return found + [TableInfo(view.name, view.doc, view.columns, None) for view in READY.values()]
 
-    def _make(self, name: str) -> None:
-        """Make the view of a table, or a ready-made one with the tables it needs."""
-        if name in self._made:
-            return
+    def _make(self, name: str, without: frozenset[int] = frozenset()) -> None:
+        """Make the view of a table, without some of its files, or a ready-made one with the tables it needs."""
         if name in READY:
             for needed in READY[name].needs:
                 self._make(needed)
+        if self._made.get(name) == without:
+            return
+        if name in READY:
             sql = READY[name].sql
         else:
-            sql = view_sql(self._catalog.tables[name], self.snapshot)
+            table = self._catalog.tables[name]
+            files = tuple(file for file in table.files if file.id not in without)
+            sql = view_sql(dataclasses.replace(table, files=files), self.snapshot)
         try:
-            self._connection.execute(f'CREATE VIEW "{name}" AS {sql}')
+            self._connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {sql}')
         except duckdb.Error as error:
             damage = blame(self.root, error, {name})
             raise damage or LakeError(f"cannot read table {name!r} of the lake {self.root}: {error}") from error
-        self._made.add(name)
+        self._made[name] = without
 
     def close(self) -> None:
         """Close the connection."""

@@ -12,6 +12,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -46,8 +47,18 @@ DESCRIBING = {
 """Schema -> the views of it that tell of tables, and not of settings, files or secrets."""
 
 
-def check(connection: duckdb.DuckDBPyConnection, sql: str, tables: Collection[str]) -> set[str] | None:
-    """The names in `tables` that a query reads; None when it describes them all (SHOW TABLES and the like).
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query that may be asked."""
+
+    reads: set[str] | None
+    """The tables and views it reads; None when it describes them all (SHOW TABLES and the like)."""
+    tree: Any
+    """The query as DuckDB parsed it."""
+
+
+def check(connection: duckdb.DuckDBPyConnection, sql: str, tables: Collection[str]) -> Question:
+    """What a query reads of `tables`.
 
     Raises LakeError that says what is not allowed and what to write instead.
     """
@@ -68,7 +79,7 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str, tables: Collection[st
         raise LakeError(f"the console cannot check this query, it may be nested too deeply: {error}") from error
     if statements[0].type.name != "SELECT" or tree.get("error"):
         raise LakeError(f"{ONLY_READS}, got {statements[0].type.name}")
-    return _walk(tree, {name.lower() for name in tables})
+    return Question(_walk(tree, {name.lower() for name in tables}), tree)
 
 
 def _begins_as_a_question(sql: str) -> None:

@@ -2,14 +2,12 @@
 
 A writer that opens an older lake brings it up to date, in one transaction under the commit lock, whose last rows say
 so: a kill leaves the old version or the new one. Old files stay as they are and read null where they lack a column.
-A reader changes nothing: what its snapshot lacks is null, so that today's queries work on older lakes, and on any
-lake as it stood before a migration.
+A reader changes nothing: what its snapshot lacks is null (see `views`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from importlib.metadata import version
 
 import duckdb
 
-from strop.storage.catalog import Catalog, LiveColumn, LiveTable
 from strop.storage.checksums import next_file, note
 from strop.storage.locks import commit_lock
 from strop.storage.place import Place
@@ -114,14 +111,3 @@ def absent(connection: duckdb.DuckDBPyConnection, place: Place) -> dict[str, fro
         there = set(connection.execute(HAS_COLUMNS).fetchall())
     known = {row.TABLE: {c.name for c in columns(row)} for row in TABLES}
     return {table: frozenset(name for name in names if (table, name) not in there) for table, names in known.items()}
-
-
-def with_known_columns(catalog: Catalog) -> Catalog:
-    """The catalog with every table and column that this Strop knows: what the snapshot lacks is empty, or null."""
-    tables = dict(catalog.tables)
-    for row in TABLES:
-        there = tables.get(row.TABLE, LiveTable(row.TABLE, (), ()))
-        names = {c.name for c in there.columns}
-        later = (LiveColumn(c.name, c.sql_type, catalog.newest + 1, None) for c in columns(row) if c.name not in names)
-        tables[row.TABLE] = dataclasses.replace(there, columns=(*there.columns, *later))
-    return dataclasses.replace(catalog, tables=tables)

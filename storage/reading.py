@@ -8,7 +8,6 @@ from pathlib import Path
 import duckdb
 
 from strop.storage.catalog_db import open_catalog_db
-from strop.storage.checksums import are_kept, damage_report, damages, stored_files
 from strop.storage.errors import LakeError
 from strop.storage.place import place_of
 
@@ -30,6 +29,9 @@ def blame(root: Path, error: Exception, tables: Collection[str] | None = None) -
     """
     if isinstance(error, OF_THE_QUERY):
         return None
+    # not above: 10 ms that the first query need not pay
+    from strop.storage.checksums import are_kept, damage_report, damages, stored_files
+
     place = place_of(root)
     try:
         kept = are_kept(place)

@@ -1,10 +1,28 @@
-"""The SQL behind the console's tables: a view for each table of the lake over the files of one snapshot."""
+"""The SQL behind the console's tables: a view for each table of the lake over the files of one snapshot.
+
+Tables and columns that the snapshot lacks are empty and null, so that today's queries work on the lakes of older
+Strops, and on any lake as it stood before a migration.
+"""
 
 from __future__ import annotations
 
-from strop.storage.catalog import LiveFile, LiveTable
+import dataclasses
+
+from strop.storage.catalog import Catalog, LiveColumn, LiveFile, LiveTable
+from strop.storage.tables import TABLES, columns
 
 SNAPSHOT_ID = "_ducklake_internal_snapshot_id"
+
+
+def with_known_columns(catalog: Catalog) -> Catalog:
+    """The catalog with every table and column that this Strop knows: what the snapshot lacks is empty, or null."""
+    tables = dict(catalog.tables)
+    for row in TABLES:
+        there = tables.get(row.TABLE, LiveTable(row.TABLE, (), ()))
+        names = {c.name for c in there.columns}
+        later = (LiveColumn(c.name, c.sql_type, catalog.newest + 1, None) for c in columns(row) if c.name not in names)
+        tables[row.TABLE] = dataclasses.replace(there, columns=(*there.columns, *later))
+    return dataclasses.replace(catalog, tables=tables)
 
 
 def view_sql(table: LiveTable, snapshot: int) -> str:

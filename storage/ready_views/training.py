@@ -71,6 +71,8 @@ WHERE e.kind = 'pair'""",
     ),
 )
 
+# LEFT JOIN, although every example trained on has its policy: DuckDB may then not begin with all policies, and joins a
+# query's few to `policy_examples` before it looks at the examples (1.5x the time of SQL by hand became 1.2x).
 V_TRAINED_ON = ReadyView(
     "v_trained_on",
     "One row per policy and example it was trained on, ids and names alone: fast enough to follow whole ancestries of "
@@ -90,7 +92,8 @@ V_TRAINED_ON = ReadyView(
     """
 SELECT t.policy_id, p.name AS policy, p.run_id, p.round, e.example_id, e.kind, e.problem_id, e.rollout_id,
   e.rejected_rollout_id
-FROM policies p JOIN policy_examples t USING (policy_id) JOIN examples e ON e.example_id = t.example_id""",
+FROM policy_examples t JOIN examples e ON e.example_id = t.example_id
+LEFT JOIN policies p ON p.policy_id = t.policy_id""",
     (
         Query(
             "How many examples and problems made each champion, and each of its ancestors?",

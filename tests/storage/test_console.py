@@ -238,7 +238,7 @@ from strop.storage.lineage import trace
 with open_console(Path({str(lake.root)!r})) as console:
     assert console.query("SELECT count(*) FROM rollouts").rows == [(2,)]
     trace(console, 1)
-heavy = {{"pyarrow", "numpy", "pandas", "torch", "prefect"}} & set(sys.modules)
+heavy = {{"pyarrow", "numpy", "pandas", "torch", "prefect", "psutil", "filelock", "xxhash"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -123,7 +123,7 @@ def test_the_connection_alone_stops_all_but_those_the_list_names(
     before = files(tmp_path)
     with open_console(lake.root) as console:
         console.query("SHOW TABLES")
-        monkeypatch.setattr(gate, "check", lambda connection, sql, tables: set())
+        monkeypatch.setattr(gate, "check", lambda connection, sql, tables: gate.Question(set(), {}))
         for entry, sql in filled(places):
             if "behind the gate" not in entry:
                 with pytest.raises(LakeError):

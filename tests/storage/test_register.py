@@ -66,7 +66,7 @@ def by_ducklake(lake: Lake, key: str, files: Mapping[str, Sequence[Path]], rows:
     """The same commit through DuckLake's own call, as Strop made it before."""
     run = ledger(key)
     commit = Commit(run, files, {**rows, "stage_runs": [*rows.get("stage_runs", ()), run]}, {}, "")
-    placed = commit_module._place(data_files(lake.place), commit, [])
+    placed, _ = commit_module._place(data_files(lake.place), commit, [])
     signature = commit_module._signature(commit)
     lake._connection.execute("BEGIN")
     for table in {file.table for file in placed}:

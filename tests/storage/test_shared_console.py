@@ -16,9 +16,6 @@ from strop.storage.place import place_of
 TOKEN = "t0ken-that-nobody-reads"
 SECRETS = (servers.KEYS["AWS_SECRET_ACCESS_KEY"], servers.PASSWORD, TOKEN)
 ANSWERED = (
-    "SELECT current_setting('s3_secret_access_key')",
-    "SELECT current_setting('s3_access_key_id')",
-    "SELECT current_setting('s3_session_token')",
     "SELECT * FROM duckdb_functions() WHERE function_name LIKE '%s3%'",
     "SELECT count(*) FROM rollouts",
 )
@@ -27,6 +24,9 @@ REFUSED = (
     "FROM duckdb_secrets(redact = false)",
     "SELECT * FROM which_secret('{data}/data/x.parquet', 's3')",
     "SELECT * FROM duckdb_settings()",
+    "SELECT current_setting('s3_secret_access_key')",
+    "SELECT current_setting('s3_access_key_id')",
+    "SELECT current_setting('s3_session_token')",
     "FROM duckdb_logs",
     "FROM duckdb_external_file_cache()",
     "SELECT getenv('AWS_SECRET_ACCESS_KEY')",

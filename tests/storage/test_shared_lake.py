@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,14 @@ def test_merging_and_sweeping_keep_every_snapshot(machines) -> None:
         there.commit(ledger("q"), policy_status={1: "retired"})
         files = data_files(here.place)
         files.put({files.at("data/main/rollouts/orphan.parquet"): b"left by a crash"})
-        (there.staging / "stale.parquet").write_text("x")
+        for name in ("stale.parquet", "fresh.parquet"):  # another machine's run may be about to commit what is fresh
+            (there.staging / name).write_text("x")
+        os.utime(there.staging / "stale.parquet", (0, 0))
         with there.exclusive() as connection:
             merge_small_files(connection, there.place, rollouts=True)
         swept = {of.kind: of.count for of in gc(machines.b, Wishes(older_than=datetime.timedelta(seconds=-60)))}
         assert swept["staged files"] == 1
+        assert [path.name for path in there.staging.glob("*.parquet")] == ["fresh.parquet"]
         assert swept["files of killed commits"] == 1
         assert swept["merged and expired files"] >= 6
         registered = [f for table in read_catalog(machines.a).tables.values() for f in table.files]

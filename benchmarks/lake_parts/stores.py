@@ -1,7 +1,8 @@
 """The lake beside what people keep rollouts in: JSON lines, a `datasets` folder, a SQLite table of compressed rows.
 
-Each store gets the same rollouts with their verdict, in the way its own users write it, fsynced. Then: bytes, pass@1
-per round, and one whole rollout by id.
+Each store gets the same rollouts with their verdict as Python objects, which a program that samples text has, and
+writes them in the way its own users do, fsynced. Then: bytes, pass@1 per round, and one whole rollout by id, each
+opened anew.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import append
 import duckdb
-import pyarrow as pa
 import pyarrow.compute as pc
-import rows
-from clock import Cost, in_turns, timed
+from lake_parts import append, rows
+from lake_parts.clock import Cost, in_turns, timed
 
 from strop.storage.console import open_console
 from strop.storage.durable import fsync
 from strop.storage.lake import open_lake
-from strop.storage.parquet import write_table
+from strop.storage.parquet import from_arrow, write_rows
 from strop.storage.tables import Rollout, Score
+
+Dicts = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,13 @@ class Store:
 def compared(folder: Path, chosen: argparse.Namespace) -> dict[str, object]:
     """Every store in turn."""
     n = 2_000 if chosen.quick else 20_000
-    verdicts = rows.scores(0, n)
-    table = rows.rollouts(0, n)
-    with_verdict = table.append_column("value", verdicts["value"])
+    verdicts, table = rows.scores(0, n), rows.rollouts(0, n)
+    dicts = table.append_column("value", verdicts["value"]).to_pylist()
     stores = {
-        "lake": _lake(folder / "lake", table, verdicts),
-        "jsonl": _jsonl(folder / "rollouts.jsonl", with_verdict),
-        "datasets": _datasets(folder / "dataset", with_verdict),
-        "sqlite_blobs": _sqlite(folder / "rollouts.sqlite", with_verdict),
+        "lake": _lake(folder / "lake", from_arrow(Rollout, table), from_arrow(Score, verdicts)),
+        "jsonl": _jsonl(folder / "rollouts.jsonl", dicts),
+        "datasets": _datasets(folder / "dataset", dicts),
+        "sqlite_blobs": _sqlite(folder / "rollouts.sqlite", dicts),
     }
     appended = {name: timed(store.append) for name, store in stores.items()}
     rates = {name: dict(store.pass_rates()) for name, store in stores.items()}  # type: ignore[call-overload]
@@ -80,13 +80,13 @@ def _ms(cost: Cost) -> dict[str, float]:
     return {name.replace("_s", "_ms"): 1000 * value for name, value in asdict(cost).items()}
 
 
-def _lake(root: Path, table: pa.Table, verdicts: pa.Table) -> Store:
+def _lake(root: Path, rollouts: list[Rollout], scores: list[Score]) -> Store:
     lake = open_lake(root, create=True)
 
     def add() -> None:
         files = {
-            "rollouts": [write_table(lake.staging / "r.parquet", Rollout, table)],
-            "scores": [write_table(lake.staging / "s.parquet", Score, verdicts)],
+            "rollouts": [write_rows(lake.staging / "r.parquet", Rollout, rollouts)],
+            "scores": [write_rows(lake.staging / "s.parquet", Score, scores)],
         }
         lake.commit(append.ledger(0), files=files)
 
@@ -102,11 +102,10 @@ def _lake(root: Path, table: pa.Table, verdicts: pa.Table) -> Store:
     )
 
 
-def _jsonl(path: Path, table: pa.Table) -> Store:
+def _jsonl(path: Path, dicts: Dicts) -> Store:
     def add() -> None:
         with path.open("a", encoding="utf-8") as file:
-            for batch in table.to_batches(max_chunksize=1000):
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in dicts)
         fsync(path)
 
     def one(wanted: int) -> object:
@@ -117,13 +116,13 @@ def _jsonl(path: Path, table: pa.Table) -> Store:
     return Store(add, lambda: path.stat().st_size, lambda: duckdb.sql(sql).fetchall(), one)
 
 
-def _datasets(path: Path, table: pa.Table) -> Store:
+def _datasets(path: Path, dicts: Dicts) -> Store:
     import datasets
 
     datasets.disable_progress_bars()
 
     def add() -> None:
-        datasets.Dataset(table).save_to_disk(path)
+        datasets.Dataset.from_list(dicts).save_to_disk(path)
         for file in path.iterdir():
             fsync(file)
 
@@ -139,19 +138,18 @@ def _datasets(path: Path, table: pa.Table) -> Store:
     return Store(add, lambda: sum(f.stat().st_size for f in path.iterdir()), pass_rates, one)
 
 
-def _sqlite(path: Path, table: pa.Table) -> Store:
+def _sqlite(path: Path, dicts: Dicts) -> Store:
     def add() -> None:
         with sqlite3.connect(path) as db:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("CREATE TABLE rollouts (rollout_id INTEGER PRIMARY KEY, round INT, value REAL, row BLOB)")
-            for batch in table.to_batches(max_chunksize=1000):
-                db.executemany(
-                    "INSERT INTO rollouts VALUES (?, ?, ?, ?)",
-                    (
-                        (row["rollout_id"], row["round"], row["value"], zlib.compress(json.dumps(row).encode(), 3))
-                        for row in batch.to_pylist()
-                    ),
-                )
+            db.executemany(
+                "INSERT INTO rollouts VALUES (?, ?, ?, ?)",
+                (
+                    (row["rollout_id"], row["round"], row["value"], zlib.compress(json.dumps(row).encode(), 3))
+                    for row in dicts
+                ),
+            )
         db.close()
 
     def ask(sql: str) -> list[tuple[Any, ...]]:

@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import append
 import duckdb
-import rows
-from clock import in_turns
+from lake_parts import append, rows
+from lake_parts.clock import in_turns
 
 from strop.storage.catalog import read_catalog
 from strop.storage.console import Console, open_console
@@ -44,6 +43,9 @@ SELECT round, avg(c / n) AS pass_at_1,
   avg((c > 0)::INT) AS pass_at_8
 FROM counts GROUP BY round ORDER BY round"""
 ROUND_TEXT = "SELECT count(*), sum(strlen(completion)), max(completion) FROM rollouts WHERE round = {round}"
+SCORE_JOIN = """
+SELECT r.round, s.verdict, count(*), avg(r.entropy) FROM rollouts r
+JOIN scores s ON s.subject_kind = 'rollout' AND s.subject_id = r.rollout_id GROUP BY ALL ORDER BY ALL"""
 POINT = "SELECT * FROM rollouts WHERE rollout_id = {id}"
 THREE_TABLES = """
 SELECT r.*, s.verdict, s.answer, p.reference FROM rollouts r
@@ -83,6 +85,7 @@ def bare(root: Path) -> duckdb.DuckDBPyConnection:
     """The same files without a lake."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET parquet_metadata_cache = true")  # as the console has it
     for name, table in read_catalog(root).tables.items():
         if table.files:
             paths = ", ".join(f"'{file.path}'" for file in table.files)
@@ -102,6 +105,7 @@ def of_many(folder: Path, chosen: argparse.Namespace) -> dict[str, object]:
         asked = {
             "pass_at_k": PASS_AT_K,
             "round_text": ROUND_TEXT.format(round=n // rows.PER_ROUND // 2),
+            "score_join": SCORE_JOIN,
             "point": POINT.format(id=some),
             "point_three_tables": THREE_TABLES.format(
                 id=some % CHUNK, problem=rows.PROBLEM + some % CHUNK // rows.PER_PROBLEM

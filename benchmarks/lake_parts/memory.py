@@ -12,15 +12,14 @@ from pathlib import Path
 def writer(folder: Path, chosen: argparse.Namespace) -> dict[str, float]:
     """Ten commits of one batch of 50,000 rollouts."""
     n = 5_000 if chosen.quick else 50_000
-    here = Path(__file__)
-    done = subprocess.run([sys.executable, here, folder / "lake", str(n)], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "lake_parts.memory", str((folder / "lake").absolute()), str(n)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
 def _write(root: Path, n: int) -> dict[str, float]:
-    import append
-    import rows
+    from lake_parts import append, rows
 
     from strop.storage.lake import open_lake
     from strop.storage.parquet import write_table

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import rows
-from clock import in_turns, timed
+from lake_parts import rows
+from lake_parts.clock import in_turns, timed
 
 from strop.storage.durable import fsync
 from strop.storage.ids import shard_number
