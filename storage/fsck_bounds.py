@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,7 +34,7 @@ READ: dict[str, Callable[[str], Any]] = {
     "boolean": lambda text: {"true": True, "1": True, "false": False, "0": False}[text],
     "int32": int,
     "int64": int,
-    "float32": float,
+    "float32": lambda text: float(np.float32(text)),  # written as briefly as tells it from its neighbours
     "float64": float,
     "varchar": str,
     "timestamptz": datetime.datetime.fromisoformat,
