@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+MORE_SPACE = "free some space and run the same command again; what was committed is not lost"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class StropError(Exception):
@@ -32,6 +36,11 @@ class StageError(StropError):
 
 class DataError(StropError, ValueError):
     """A file or data set of problems cannot be read as asked; carries the file and, where there is one, the line."""
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk or a quota had no room; libraries other than Python's own have exceptions of their own for it."""
+    return (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in str(error)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -27,10 +27,10 @@ import crash_points
 from lake_content import content
 
 from strop.core.recipe import load
-from strop.core.round import run_loop
+from strop.core.round import plain_call, run_loop
 from strop.core.workers import PRELOAD, SPIN
 from strop.storage import extensions, lake, upkeep
-from strop.storage.errors import LakeError
+from strop.storage.errors import LakeError, StropError
 from strop.storage.fsck import fsck
 from strop.storage.lake import open_lake
 from strop.storage.place import Place
@@ -87,14 +87,15 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def life(recipe: str, root: Path, point: str | None) -> Callable[[], None]:
-    """Run, or go on; die at the point."""
+def life(recipe: str, root: Path, point: str | None, *, full: bool = False) -> Callable[[], None]:
+    """Run, or go on; die at the point, or find the disk full there and leave in `said` what a user is told."""
 
     def work() -> None:
-        if point is None:
-            run_loop(load(recipe), lake=root, run_id=RUN)
-        else:
-            run_loop(load(recipe), lake=root, run_id=RUN, call=crash_points.arm(crash_points.Point.of(point)))
+        call = plain_call if point is None else crash_points.arm(crash_points.Point.of(point), full=full)
+        try:
+            run_loop(load(recipe), lake=root, run_id=RUN, call=call)
+        except StropError as error:
+            (root.parent / "said").write_text(str(error))
 
     return work
 
@@ -141,8 +142,8 @@ def told(folder: Path, root: Path, **more: Any) -> None:
     assert in_child(look) == 0
 
 
-def main(recipe: str, folder: Path, points: list[str]) -> None:
-    """See above; the undisturbed run's lake is FOLDER/plain, the other one FOLDER/lake."""
+def main(recipe: str, folder: Path, points: list[str], how: str = "kill") -> None:
+    """See above; the undisturbed run's lake is FOLDER/plain, the other one FOLDER/lake. HOW: `kill`, or disk `full`."""
     prepare(folder, recipe)
     plain, root = folder / "plain", folder / "lake"
     assert in_child(life(recipe, plain, None)) == 0
@@ -150,9 +151,11 @@ def main(recipe: str, folder: Path, points: list[str]) -> None:
     assert in_child(lambda: (folder / "plain.pickle").write_bytes(pickle.dumps(rows_of(plain))) and None) == 0  # type: ignore[func-returns-value]
     for point in points:
         started = time.perf_counter()
-        ended = in_child(life(recipe, root, point))
-        told(folder, root, point=point, ended=ended, seconds=round(time.perf_counter() - started, 2))
-        if ended == 0:
+        (folder / "said").write_text("")
+        ended = in_child(life(recipe, root, point, full=how == "full"))
+        said = (folder / "said").read_text()
+        told(folder, root, point=point, ended=ended, said=said, seconds=round(time.perf_counter() - started, 2))
+        if not (ended or said):
             break
     ended = in_child(life(recipe, root, None))
     told(folder, root, point=None, ended=ended, seconds=0.0)

@@ -1,4 +1,4 @@
-"""Where a run can be killed: named points of the loop, of a commit, of a worker's shard and of a training.
+"""Where a run can be killed, or find the disk full: points of the loop, a commit, a worker's shard, a training.
 
 A point is `ROUND STEP WHEN WHAT [N]`, such as `1 generate before put` or `2 train after checkpoint 2`: in that round
 and step, just before or after the N-th call of WHAT in a process. Nothing in Strop knows of it: the functions are
@@ -7,6 +7,7 @@ wrapped in the process that is to die, or in the worker whose parent is to die w
 
 from __future__ import annotations
 
+import errno
 import importlib
 import multiprocessing
 import os
@@ -20,11 +21,13 @@ from typing import Any
 HERE = {
     "lake": ("strop.storage.layout", "_make_tables"),
     "version": ("strop.storage.layout", "record_version"),
+    "base copied": ("strop.core.prepare", "shutil.copytree"),
+    "own bytes": ("strop.storage.parquet", "_encode"),
     "bind": ("strop.core.round", "bind"),
     "task": ("strop.core.prepare", "task_for"),
     "base": ("strop.core.prepare", "_made"),
     "base moved in": ("strop.core.prepare", "adopt"),
-    "plugin": ("strop.core.session", "execute"),
+    "plugin": ("strop.core.execute", "run_plugin"),
     "gate": ("strop.core.gating", "run_plugin"),
     "controller": ("strop.core.control", "run_plugin"),
     "examples file": ("strop.core.training", "write_examples"),
@@ -145,11 +148,24 @@ def kill_both() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(point: Point) -> Callable[[str, int, Callable[[], Any]], Any]:
-    """Set the trap in this process and in its workers; what `run_loop` is to call its steps with."""
+def no_space() -> None:
+    """The disk is full."""
+    raise OSError(errno.ENOSPC, "No space left on device", "file")
+
+
+def no_space_for_sqlite() -> None:
+    """The disk is full, in the words of the catalog's library."""
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+def arm(point: Point, *, full: bool = False) -> Callable[[str, int, Callable[[], Any]], Any]:
+    """Set the trap in this process and in its workers; what `run_loop` is to call its steps with.
+
+    `full`: at the point the disk is full, and nobody is killed.
+    """
     from strop.core import workers
 
-    trap = Trap(point, kill_driver)
+    trap = Trap(point, (no_space_for_sqlite if point.what in _SQL else no_space) if full else kill_driver)
     if point.what in HERE:
         trap.wrap(*HERE[point.what])
     elif point.what in _SQL:
@@ -158,7 +174,7 @@ def arm(point: Point) -> Callable[[str, int, Callable[[], Any]], Any]:
         send = workers._Worker.send
 
         def armed(self: Any, job: Any, argument: Any) -> None:
-            send(self, in_worker, (job, argument, point)) if trap.armed else send(self, job, argument)
+            send(self, in_worker, (job, argument, point, full)) if trap.armed else send(self, job, argument)
 
         workers._Worker.send = armed  # type: ignore[method-assign]
 
@@ -169,10 +185,10 @@ def arm(point: Point) -> Callable[[str, int, Callable[[], Any]], Any]:
     return call
 
 
-def in_worker(packed: tuple[Any, Any, Point], report: Callable[[Any], None]) -> Any:
+def in_worker(packed: tuple[Any, Any, Point, bool], report: Callable[[Any], None]) -> Any:
     """The job, with the trap set for as long as it takes: the worker may be used again in another step."""
-    job, argument, point = packed
-    trap = Trap(point, kill_both)
+    job, argument, point, full = packed
+    trap = Trap(point, no_space if full else kill_both)
     trap.enter(point.round, point.step)
     try:
         if point.what == "report":

@@ -54,18 +54,42 @@ def small(folder: Path) -> Path:
     return path
 
 
+FULL = (
+    "0 start before put",
+    "0 base before base copied",
+    "0 base before checkpoint folder renamed",
+    "1 select before own bytes",
+    "1 select before rows",
+    "1 generate before staged bytes",
+    "1 generate after staged bytes",
+    "1 generate before flush 2",
+    "1 generate before sql COMMIT",
+    "1 verify after staged bytes",
+    "1 filter after own bytes",
+    "1 train before examples file",
+    "1 train before checkpoint bytes",
+    "1 train after checkpoint bytes",
+    "1 train before training result",
+    "1 train before checkpoint folder renamed",
+    "1 train before key",
+    "1 gate before put",
+    "1 control before rows",
+)
+"""Every place that writes: an order, a shard of a worker or of this process, a commit, the catalog, a checkpoint."""
+
+
 def points() -> list[str]:
     """The lines of the page's list."""
     (text,) = re.findall(r"```crash-points\n(.*?)```", PAGE.read_text(), re.DOTALL)
     return [line for line in text.splitlines() if line]
 
 
-def walk(folder: Path, wanted: list[str]) -> list[dict[str, Any]]:
+def walk(folder: Path, wanted: list[str], how: str = "kill") -> list[dict[str, Any]]:
     code = "import json, sys; import crash_matrix; from pathlib import Path; "
-    code += "crash_matrix.main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))"
+    code += "crash_matrix.main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4])"
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-c", code, small(folder), folder, json.dumps(wanted)],
+        [sys.executable, "-c", code, small(folder), folder, json.dumps(wanted), how],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
@@ -88,6 +112,19 @@ def test_killed_at_every_point_the_run_ends_as_if_nothing_had_happened(every: in
     assert end == end | {"different": [], "staged": 0, "damage": []}
 
 
+def test_a_disk_that_is_full_at_any_write_is_named_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    *lives, end = walk(tmp_path, [*FULL], "full")
+    assert [line["point"] for line in lives] == [*FULL, None]
+    for line in lives[:-1]:
+        assert line["ended"] == 0, line
+        round, step = line["point"].split()[:2]
+        assert re.search("the disk is full|free some space|make room", line["said"]), line
+        in_a_step = f"round {round}, {step}: " in line["said"]
+        assert in_a_step or f"round {round} of crashing" in line["said"] or "move the checkpoint" in line["said"], line
+        assert (line["strange"], line["undone"]) == (0, 0), line
+    assert end == end | {"different": [], "staged": 0, "damage": []}
+
+
 def test_the_page_names_a_point_in_every_stage_and_at_every_step_of_a_commit() -> None:
     from crash_points import HERE, IN_WORKER, Point
 
@@ -96,7 +133,11 @@ def test_the_page_names_a_point_in_every_stage_and_at_every_step_of_a_commit() -
     kinds = {"select", "generate", "verify", "filter", "synthesize", "build", "train", "gate", "control", "heldout"}
     assert kinds <= {point.step.split(".")[0] for point in found}
     assert any(point.step.startswith("evaluate.") for point in found)
-    assert {*HERE, *IN_WORKER} == {point.what for point in found} - {"step", "sql BEGIN", "sql COMMIT"}
+    assert {*HERE, *IN_WORKER} == {point.what for point in [*found, *map(Point.of, FULL)]} - {
+        "step",
+        "sql BEGIN",
+        "sql COMMIT",
+    }
 
 
 @pytest.mark.parametrize("text", ["1 generate during put", "1 generate before nothing", "one generate before put"])
