@@ -1,6 +1,6 @@
 """Kill runs with SIGKILL at random moments, resume each to its end, and compare its lake with an undisturbed run's.
 
-    python benchmarks/crash.py [--kills 100] [--seed 0] [--longest 10] [--quick] [--json]
+    python benchmarks/crash.py [--kills 100] [--seed 0] [--longest 6] [--quick] [--json]
 
 Each life is a `strop run` of its own: the smoke recipe, made shorter, without Prefect. It is killed a random time after
 its first event, up to `--longest` seconds, and started again by the same line; a run that ends is compared and the next
@@ -139,7 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=10.0, help="seconds from a life's first event to its kill")
+    parser.add_argument("--longest", type=float, default=6.0, help="seconds from a life's first event to its kill")
     parser.add_argument("--quick", action="store_true", help="8 kills")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
