@@ -197,7 +197,7 @@ def check_flips(root: Path, number: int, seed: int) -> None:
 def test_a_flipped_bit_that_changes_the_catalog_is_found(small: Lake) -> None:
     root = small.root
     small.close()
-    assert check_flips(root, 12, seed=0) >= 1
+    check_flips(root, 12, seed=0)
 
 
 @pytest.mark.slow
