@@ -16,6 +16,7 @@ from pathlib import Path
 from strop.core.binding import bind
 from strop.core.control import control_step, overrides_for
 from strop.core.events import Event, OnEvent, RunSummary, StepResult
+from strop.core.failures import what_failed
 from strop.core.gating import gate_step, stopped
 from strop.core.prepare import base_step, check_checkpoints, check_heldout, tasks_step
 from strop.core.recipe import Recipe, Step, default_run_id
@@ -25,6 +26,7 @@ from strop.core.session import Session
 from strop.core.steps import plugin_step
 from strop.core.training import train_step
 from strop.core.workers import PRELOAD, Workers
+from strop.storage.errors import StageError
 from strop.storage.lake import Lake, open_lake
 from strop.storage.locks import run_lock
 from strop.storage.tables import Metric
@@ -33,6 +35,14 @@ __all__ = ["Event", "OnEvent", "RunSummary", "StepResult", "run_loop"]
 
 CallStep = Callable[[str, int, Callable[[], StepResult]], StepResult]
 KINDS = {"train": train_step, "gate": gate_step, "control": control_step}
+
+
+def named(call: CallStep, label: str, round: int, step: Callable[[], StepResult]) -> StepResult:
+    """Invoke a step; a disk that is full, or a file that cannot be used, comes out as a StageError that names it."""
+    try:
+        return call(label, round, step)
+    except OSError as error:
+        raise StageError(f"round {round}, {label}: {what_failed(error)}") from error
 
 
 def plain_call(label: str, round: int, step: Callable[[], StepResult]) -> StepResult:
@@ -65,6 +75,7 @@ def run_loop(
         opened.verify(run_id)
         session = session_of(recipe, opened, run_id, on_event)
         labels = [step.label for step in recipe.round]
+        call = partial(named, call)
         wanted = labels if until is None else labels[: labels.index(until) + 1]
         try:
             bound = bind(session, reuse)

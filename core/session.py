@@ -229,7 +229,8 @@ class Session:
             )
 
         if in_worker(step.plugin):
-            outputs = self.workers.run(execute, [make() for _, make in todo], report)
+            names = [f"shard {run.shard + 1} of {run.shards}" for run, _ in todo if run.shards > 1]
+            outputs = self.workers.run(execute, [make() for _, make in todo], report, names)
         else:
             outputs = ((i, execute(make(), lambda v, i=i: report(i, v))) for i, (_, make) in enumerate(todo))  # type: ignore[misc]
         try:

@@ -14,6 +14,7 @@ import typer
 
 from strop.flows import display, options, output, server
 from strop.flows.output import say
+from strop.storage.errors import is_interrupt
 
 if TYPE_CHECKING:
     from strop.core.events import RunSummary
@@ -56,7 +57,9 @@ def run(
     try:
         with term_interrupts(), display.listening(mode) as listen:
             drive(found, name=recipe, lake=lake, run_id=run_id, rounds=rounds, overrides=overrides, on_event=listen)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not is_interrupt(error):
+            raise
         say(f"\ninterrupted; what was committed stays. To go on:\n  {again(run_id)}")
         return INTERRUPTED
     return _finish(lake, run_id, show=not json, hints=not quiet, strict=fail_if_not_promoted)

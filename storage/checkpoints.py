@@ -18,7 +18,7 @@ from pathlib import Path
 
 from strop.storage.data_files import data_files
 from strop.storage.durable import fsync, make_folder
-from strop.storage.errors import LakeError
+from strop.storage.errors import MORE_SPACE, LakeError, is_full
 from strop.storage.place import Place, place_of
 
 CHUNK = 1 << 20
@@ -54,6 +54,7 @@ def adopt(lake_root: Path, work_dir: Path) -> tuple[str, str]:
         upload(lake_root, relative)
     except OSError as error:
         hint = "; work folders must be on the lake's filesystem (`work/`)" if error.errno == errno.EXDEV else ""
+        hint = f"; {MORE_SPACE}" if is_full(error) else hint
         raise LakeError(f"cannot move the checkpoint {work_dir} to {target}: {error}{hint}") from error
     return relative, content_hash
 

@@ -75,9 +75,9 @@ def commit_locked(connection: duckdb.DuckDBPyConnection, place: Place, commit: C
             keys.add(db, key, snapshot)
             record(db, hashes)
         return snapshot
-    except BaseException:
+    except BaseException as error:
         made = _settle(place, key, placed)
-        if made is None:
+        if made is None or not isinstance(error, Exception):  # an interrupt stays one, although the commit stands
             raise
         return made
 

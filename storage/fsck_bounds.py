@@ -34,7 +34,7 @@ READ: dict[str, Callable[[str], Any]] = {
     "boolean": lambda text: {"true": True, "1": True, "false": False, "0": False}[text],
     "int32": int,
     "int64": int,
-    "float32": lambda text: float(np.float32(text)),
+    "float32": lambda text: float(np.float32(text)),  # written as briefly as tells it from its neighbours
     "float64": float,
     "varchar": str,
     "timestamptz": datetime.datetime.fromisoformat,

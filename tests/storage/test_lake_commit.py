@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -234,3 +237,22 @@ def test_a_failure_says_what_to_do(tmp_path: Path, error: Exception, advice: str
     said = str(commit_module.failure(error, tmp_path, ledger(round=3, shards=4)))
     assert said.startswith("could not commit generate 1/4 of round 3 of t-s0 to ")
     assert advice in said
+
+
+def test_an_interrupt_at_the_very_end_of_a_commit_ends_the_run_and_the_commit_stands(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = commit_module.open_catalog_db
+
+    @contextlib.contextmanager
+    def interrupted(*arguments: Any, **keywords: Any) -> Iterator[Any]:
+        with plain(*arguments, **keywords) as db:
+            yield db
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commit_module, "open_catalog_db", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lake.commit(ledger("k"), rows={"rollouts": rollouts(3)})
+    assert lake.commit(ledger("k"), rows={"rollouts": rollouts(3)}) is None
+    assert len(lake.rows(Rollout)) == 3
