@@ -4,7 +4,7 @@
     python benchmarks/lake.py --only queries --rollouts 10000000 --narrow
 
 Both sides take turns and the minimum of the repetitions counts. The verdicts are on CPU time where a ratio is meant: on
-a busy machine wall time is noise. Rollouts are about 5 KB each (see `lake_parts/rows.py`). Whole: 6 GB of disk and 15
+a busy machine wall time is noise. Rollouts are about 5 KB each (see `lake_parts/rows.py`). Whole: 4 GB of disk and 15
 minutes; quick: one minute, and no verdict on what takes a query of milliseconds, where every overhead shows.
 """
 

@@ -54,7 +54,7 @@ def conditions(tree: Any) -> dict[str, Conditions]:
     """By table, what the parsed query asks of it; a table whose name it gives to a query of its own is left out."""
     found: dict[int, list[Condition]] = {}
     everywhere: list[dict[str, Any]] = []
-    shadowed = set()
+    shadowed = set[str]()
     for node in _nodes(tree):
         match node.get("type"):
             case "SELECT_NODE" if node.get("sample") is None:
@@ -168,5 +168,6 @@ def _constants(nodes: Sequence[dict[str, Any]]) -> list[Value]:
     return values if len({type(value) for value in values}) == 1 else []
 
 
-def _key(value: Value) -> int | bytes:
+def _key(value: Value) -> Any:
+    """Texts in the order of their bytes, as DuckDB and Parquet have them."""
     return value.encode() if isinstance(value, str) else value

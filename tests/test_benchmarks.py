@@ -1,0 +1,37 @@
+"""The benchmarks of the lake still run, and say what the documentation promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LAKE = Path(__file__).parent.parent / "benchmarks" / "lake.py"
+
+
+def told(folder: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, LAKE, "--quick", "--json", "--folder", folder, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_part_of_the_lakes_benchmark_is_one_json_object(tmp_path: Path) -> None:
+    found = told(tmp_path, "--only", "commit", "files")
+    assert set(found) == {"commit", "files", "targets"}
+    assert found["targets"]["commit.wall_ms"]["found"] == found["commit"]["wall_ms"]
+    assert found["files"]["1000"]["catalog_mb"] > found["files"]["100"]["catalog_mb"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_whole_quick_benchmark_says_how_every_target_was_met(tmp_path: Path) -> None:
+    found = told(tmp_path)
+    assert set(found) == {"append", "commit", "memory", "stores", "queries", "console", "files", "targets"}
+    assert found["targets"]["append.size_ratio"]["met"]
+    assert found["targets"]["memory.above_batch_mb"]["met"]
