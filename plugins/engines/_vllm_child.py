@@ -12,13 +12,14 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-LABELS = 100
-"""Most log-probabilities asked of one request at one place; vLLM allows 128."""
+TELL_S = 0.25
+"""Between two words on progress."""
 
 
 def main() -> None:
@@ -120,8 +121,12 @@ class _Served:
             found[index] = ids, [0.0] * len(ids) if greedy else list(completion.logprobs.logprobs)
             done, tokens = done + 1, tokens + len(ids)
 
+        told = time.monotonic()
         for _ in self._run([ids for ids, _, _ in requests], params, adapter, finish, ends):
-            send(("progress", done, tokens))
+            if time.monotonic() - told > TELL_S:
+                told = time.monotonic()
+                send(("progress", done, tokens))
+        send(("progress", done, tokens))
         return found
 
     def score(
@@ -129,10 +134,20 @@ class _Served:
         send: Callable[[Any], None],
         items: list[tuple[list[int], int, list[int]]],
         adapter: tuple[int, str] | None,
+        whole: bool,
     ) -> list[tuple[list[float], dict[int, float]]]:
-        """For each (ids, first, labels): log-probabilities of ids[first:], and of each label as the next token."""
+        """For each (ids, first, labels): log-probabilities of ids[first:], and of each label as the next token.
+
+        In one pass an item, or where not `whole` in one a token.
+        """
         from vllm import SamplingParams
 
+        if not whole:
+            parts = [(ids[:at], at, [ids[at]]) for ids, first, _ in items for at in range(first, len(ids))]
+            single = self.score(send, parts + [(ids, len(ids), labels) for ids, _, labels in items], adapter, True)
+            each = iter(given[part[2][0]] for (_, given), part in zip(single, parts))  # noqa: B905
+            lasts = [labels for _, labels in single[len(parts) :]]
+            return [([next(each) for _ in ids[first:]], last) for (ids, first, _), last in zip(items, lasts)]  # noqa: B905
         params = [
             SamplingParams(
                 max_tokens=1,
@@ -162,6 +177,8 @@ class _Served:
     def reload(self, send: Callable[[Any], None], path: str) -> None:
         """The weights of another checkpoint of the same shape; nothing of the old ones stays cached."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        if self.platform == "cpu":
+            self.llm.apply_model(_repack)
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept the prefix cache of the old weights")
 
@@ -173,7 +190,7 @@ class _Served:
         finish: Callable[[int, Any], None],
         ends: _Ends | None,
     ) -> Any:
-        """Run the requests; yields after each step that finished some."""
+        """Run the requests; yields after each step."""
         from vllm.lora.request import LoRARequest
 
         lora = LoRARequest(adapter[1], adapter[0], adapter[1]) if adapter else None
@@ -183,7 +200,7 @@ class _Served:
         for index, (ids, wish) in enumerate(zip(prompts, params)):  # noqa: B905
             name = f"{self.runs}-{index}"
             places[name] = index
-            engine.add_request(name, {"prompt_token_ids": ids}, wish, lora_request=lora)
+            engine.add_request(name, {"type": "token", "prompt_token_ids": ids}, wish, lora_request=lora)
         while engine.has_unfinished_requests():
             over = []
             for output in engine.step():
@@ -199,6 +216,13 @@ class _Served:
             if over:
                 engine.abort_request(over)
             yield
+
+
+def _repack(model: Any) -> None:
+    """On CPU the output layer multiplies by a packed copy, which vLLM leaves stale where it is tied to the input's."""
+    for module in model.modules():
+        if hasattr(module, "cpu_linear") and type(module).__name__ == "ParallelLMHead":
+            module.quant_method.process_weights_after_loading(module)
 
 
 class _Ends:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _ADAPTER = "adapter_config.json"
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of an adapter."""
+_HEAD = "lm_head"
+"""The output layer; vLLM gives no log-probabilities of prompts where an adapter may change it."""
 _NAMES = frozenset({"_name_or_path", "transformers_version"})
 """Entries of a config.json that say nothing of the shape."""
 _LABELS = 100
@@ -80,6 +82,8 @@ class Place:
     adapter: Path | None = None
     rank: int = 0
     """Of the adapter."""
+    modules: frozenset[str] = frozenset()
+    """Names of the layers it changes."""
 
 
 def locate(directory: Path) -> Place:
@@ -91,7 +95,11 @@ def locate(directory: Path) -> Place:
     base = Path(adapter["base_model_name_or_path"])
     if not (base / "config.json").is_file():
         raise StageError(f"{file} names the base policy {str(base)!r}, and there is no checkpoint in that folder")
-    return Place(base, directory, max([adapter["r"], *adapter.get("rank_pattern", {}).values()]))
+    modules = adapter["target_modules"]
+    if not isinstance(modules, list):
+        raise StageError(f"{file} names its target_modules by a pattern, {modules!r}; vLLM needs a list of layer names")
+    names = frozenset(module.rsplit(".", 1)[-1] for module in modules)
+    return Place(base, directory, max([adapter["r"], *adapter.get("rank_pattern", {}).values()]), names)
 
 
 class VllmEngine:
@@ -177,7 +185,7 @@ class VllmEngine:
         def message(asked: list[int]) -> dict[str, Any]:
             lasts = [sorted({encoded[i][1][-1] for i in items[at][2]}) for at in asked]
             asking = [(*items[at][:2], labels) for at, labels in zip(asked, lasts, strict=True)]
-            return {"do": "score", "items": asking, "adapter": self._adapter()}
+            return {"do": "score", "items": asking, "adapter": self._adapter(), "whole": _HEAD not in self._modules}
 
         for asked, scored in self._dealt(list(range(len(items))), message):
             for at, (given, labels) in zip(asked, scored, strict=True):
@@ -191,9 +199,10 @@ class VllmEngine:
 
         place = locate(directory)
         self.directory = directory
-        adapted = self._rank > 0
-        fits = place.base == self.place.base or (not adapted and _shape(place.base) == _shape(self.place.base))
-        if not self.processes or not fits or place.rank > self._rank:
+        fits = place.rank <= self._rank and place.modules <= self._modules
+        if place.base != self.place.base:
+            fits = self._rank == 0 and place.adapter is None and _shape(place.base) == _shape(self.place.base)
+        if not self.processes or not fits:
             self.close()
             self._start(place)
             return
@@ -213,6 +222,7 @@ class VllmEngine:
 
         self.place, self.texts = place, self._texts(place)
         self._rank = next((rank for rank in _RANKS if rank >= place.rank), place.rank) if place.adapter else 0
+        self._modules = place.modules
         python = find_python(self.config.python)
         for devices in _devices(self.config):
             process = VllmProcess(python, self._arguments(), self._environment(devices))
@@ -229,7 +239,10 @@ class VllmEngine:
         """Of vllm.LLM: any device's, and what the child adds on CPU and on a GPU."""
         config = self.config
         cache = {} if config.cache_gb is None else {"kv_cache_memory_bytes": int(config.cache_gb * 1e9)}
-        lora = {"enable_lora": True, "max_lora_rank": self._rank, "max_loras": 1} if self._rank else {}
+        lora: dict[str, Any] = {}
+        if self._rank:
+            lora = {"enable_lora": True, "max_lora_rank": self._rank, "max_loras": 1}
+            lora["lora_target_modules"] = sorted(self._modules)
         dtype = {} if config.dtype == "auto" else {"dtype": config.dtype}
         eager = {} if config.compile is None else {"enforce_eager": not config.compile}
         return {
