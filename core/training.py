@@ -56,6 +56,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
     table = session.lake.arrow(EXAMPLES, [session.run_id, first, round])
+    session.workers.release()  # and their engines: training finds the memory free
     try:
         result = _in_own_process(session, _job(session, run, step, config, init, reference, table, work), round, step)
     except StageError as error:

@@ -155,7 +155,7 @@ def ask(
 def answers(processes: Sequence[VllmProcess], progress: Callable[[int, int], None] | None = None) -> list[Any]:
     """One answer of each process, whatever order they come in."""
     found: dict[int, Any] = {}
-    totals = {index: (0, 0) for index in range(len(processes))}
+    totals = dict.fromkeys(range(len(processes)), (0, 0))
     for index, answer in _arriving(processes):
         if answer[0] == "done":
             found[index] = answer[1]

@@ -64,7 +64,7 @@ class Vllm(Config):
     """Compile the model and capture graphs when it is loaded. None = on a GPU."""
     chat_template: Literal["auto", "off"] = "auto"
     """auto = the tokenizer's own where it has one; off = prompts as they are."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `vllm.LLM`, e.g. {quantization: fp8}; they win over the above."""
 
 

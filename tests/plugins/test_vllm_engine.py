@@ -59,7 +59,9 @@ def make_policy(directory: Path, seed: int, tied: bool = True) -> Path:
     return directory
 
 
-def make_adapter(base: Path, directory: Path, seed: int, rank: int = 4, modules: str | list[str] = "all-linear") -> Path:
+def make_adapter(
+    base: Path, directory: Path, seed: int, rank: int = 4, modules: str | list[str] = "all-linear"
+) -> Path:
     """A LoRA adapter that changes a lot."""
     import peft
     import transformers
@@ -176,9 +178,7 @@ def test_the_same_seed_gives_the_same_completion_whatever_the_batch(one):
     sampling = Sampling(max_tokens=20)
     together = one.sample(requests(12), sampling)
     reverse = one.sample(requests(12)[::-1], sampling)[::-1]
-    alone = [
-        [one.sample([Request(prompt=r.prompt, seeds=(s,))], sampling)[0][0] for s in r.seeds] for r in requests(2)
-    ]
+    alone = [[one.sample([Request(prompt=r.prompt, seeds=(s,))], sampling)[0][0] for s in r.seeds] for r in requests(2)]
     tokens = [[c.token_ids for c in cs] for cs in together]
     assert len({str(t) for ts in tokens for t in ts}) > 40
     assert [[c.token_ids for c in cs] for cs in reverse] == tokens
@@ -245,7 +245,11 @@ def test_a_stop_string_saves_the_tokens_after_it(one):
 
 
 def test_a_prompt_longer_than_the_context_is_an_error_row_beside_good_ones(one):
-    asked = [Request(prompt="1" * CONTEXT, seeds=(1, 2)), Request(prompt="1+2=", seeds=(3,)), Request(prompt="", seeds=(4,))]
+    asked = [
+        Request(prompt="1" * CONTEXT, seeds=(1, 2)),
+        Request(prompt="1+2=", seeds=(3,)),
+        Request(prompt="", seeds=(4,)),
+    ]
     long, good, empty = one.sample(asked, Sampling(max_tokens=5))
     assert [c.finish_reason for c in long] == ["error", "error"]
     assert "288 tokens" in long[0].error
