@@ -22,6 +22,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from strop.core.engine import Completion, Progress, Request, Sampling
 from strop.core.plugin import Config, stage
+from strop.core.workers import SPIN
 from strop.storage.errors import StageError
 
 if TYPE_CHECKING:
@@ -272,6 +273,7 @@ class VllmEngine:
         """Of a child. On CPU: its threads, not tied to cores, as several children would be tied to the same."""
         found = {
             "OMP_NUM_THREADS": str(max(1, self.threads // self.config.data_parallel)),
+            SPIN[0]: os.environ.get(*SPIN),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
