@@ -8,15 +8,19 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from strop.core.recipe import Recipe, canonical_json
+from strop.core.recipe import canonical_json
+from strop.core.reuse import Reuse
 from strop.core.session import Session
 from strop.storage.errors import RecipeError
 from strop.storage.ids import digest, shard_number
 from strop.storage.tables import Run, StageRun
 
 
-def bind(session: Session) -> None:
-    """Write the run's row, or check that this is the recipe it was started with. Raises RecipeError."""
+def bind(session: Session, reuse: Reuse | None = None) -> Reuse | None:
+    """Write the run's row, or check that this is the recipe it was started with.
+
+    Returns what the run re-uses, which is for good. Raises RecipeError when recipe or sources are not the run's.
+    """
     recipe = session.recipe
     text = canonical_json(recipe.canonical())
     there = session.read(Run, "true")
@@ -24,10 +28,16 @@ def bind(session: Session) -> None:
         if there[0].recipe_hash != recipe.identity():
             raise RecipeError(
                 f"run {session.run_id!r} was started with another recipe: "
-                f"{_differences(there[0].recipe_json, recipe)}. "
+                f"{differences(json.loads(there[0].recipe_json), recipe.canonical())}. "
                 "Put it back, or start a new run with --run-id"
             )
-        return
+        bound = Reuse.of(there[0])
+        if reuse is not None and reuse != bound:
+            raise RecipeError(
+                f"run {session.run_id!r} {f're-uses {bound}' if bound else 'is no rerun'}, and not {reuse}: "
+                "give the new run another --run-id"
+            )
+        return bound
     number = shard_number(session.run_id, 0, "run", 0)
     row = Run(
         run_id=session.run_id,
@@ -39,6 +49,8 @@ def bind(session: Session) -> None:
         strop_version=metadata.version("strop"),
         code_version=_git_commit(),
         created_at=datetime.datetime.now(datetime.UTC),
+        parent_run_id=reuse.runs[0] if reuse else None,
+        sources_json=reuse.to_json() if reuse else None,
     )
     run = StageRun(
         run_id=session.run_id,
@@ -56,10 +68,12 @@ def bind(session: Session) -> None:
         rows_json="{}",
     )
     session.commit(run, counts={"runs": 1}, seconds=0.0, rows={"runs": [row]})
+    return reuse
 
 
-def _differences(stored: str, recipe: Recipe) -> str:
-    before, after = _flat(json.loads(stored)), _flat(recipe.canonical())
+def differences(stored: object, given: object) -> str:
+    """The first three settings in which two recipes, or parts of them, differ; the number of rounds aside."""
+    before, after = _flat(stored), _flat(given)
     changed = [
         f"{key} was {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted({*before, *after} - {"rounds"})

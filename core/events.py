@@ -10,7 +10,7 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened. `kind` is one of run_start, stage_start, progress, stage_done, stage_skipped,
-    round_done, run_done."""
+    stage_reused, round_done, run_done."""
 
     kind: str
     run_id: str

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.core import registry
+from strop.core.failures import what_failed
 from strop.core.finish import Stamp, finish
 from strop.core.plugin import STAGES, Config, Returned, Task
 from strop.core.recipe import Step
@@ -157,8 +158,9 @@ def blamed_on(plugin: Plugin) -> Iterator[None]:
     except StropError:
         raise
     except Exception as error:
-        traceback.print_exc()
-        raise StageError(f"{plugin.stage} plugin {plugin.name!r} failed: {type(error).__name__}: {error}") from error
+        with contextlib.suppress(OSError):  # a worker's goes to a file, on a disk that may be full
+            traceback.print_exc()
+        raise StageError(f"{plugin.stage} plugin {plugin.name!r} failed: {what_failed(error)}") from error
 
 
 def _rows_and_state(plugin: Plugin, result: Any) -> tuple[list[Row], dict[str, Any] | None]:

@@ -19,6 +19,10 @@ OF_ROLLOUT = frozenset({"rollout", "step", "token"})
 """Kinds of score whose subject is a rollout, or a part of one."""
 
 
+Replaces = Mapping[tuple[str, int, int | None, str], int]
+"""Subject kind, subject, step index and scorer -> the score there is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stamp:
     """Where the rows of one shard belong."""
@@ -32,6 +36,8 @@ class Stamp:
     split: str = "train"
     given: Given = dataclasses.field(default_factory=Given)
     """What the plugin was handed, and so may write rows about."""
+    replaces: Replaces = dataclasses.field(default_factory=dict)
+    """Scores that new ones on the same subject supersede, where something is verified again."""
 
 
 def finish(
@@ -77,9 +83,11 @@ def _fields(row: Row, where: Stamp, plugin: Plugin, rollouts: Mapping[int, int])
         case Score():
             of_rollout = rollouts.get(row.subject_id) if row.subject_kind in OF_ROLLOUT else None
             of_problem = row.subject_id if row.subject_kind == "problem" else of_rollout
+            scorer = row.scorer or where.name
             return {
                 "score_id": 0,
-                "scorer": row.scorer or where.name,
+                "scorer": scorer,
+                "supersedes": where.replaces.get((row.subject_kind, row.subject_id, row.step_index, scorer)),
                 "scorer_version": row.scorer_version or plugin.mark.version,
                 "problem_id": row.problem_id if row.problem_id is not None else of_problem,
             }

@@ -11,32 +11,30 @@ from strop.core.plugin import Examined, Verdict
 from strop.core.recipe import Step
 from strop.core.session import Session
 from strop.storage.errors import PluginError
-from strop.storage.tables import Decision, Metric, Policy
+from strop.storage.tables import Decision, Metric, Policy, StageRun
 
 ACTIONS = ("promote", "keep", "roll_back", "stop")
+UNTRAINED = "nothing to train on: the round has no example"
+"""Why a gate keeps the champion where the trainer had no work."""
 
 
 def gate_step(session: Session, round: int, step: Step) -> StepResult:
-    """Ask the gate, write its decision and the policies' new status in one transaction."""
+    """Ask the gate, write its decision and the policies' new status in one transaction.
+
+    Where the round had nothing to train on there is no candidate: the champion stays, and the gate is not asked.
+    """
     if session.committed(round, step.label):
         return session.skipped(step, round)
     started = time.perf_counter()
     session.emit(Event("stage_start", session.run_id, round, step.label))
     run = session.stage_run(round, step, upstream=session.upstream(round, step))
     candidate, champion = session.candidate(round), session.champion()
-    handles = {
-        "candidate": _examined(session, candidate),
-        "champion": _examined(session, champion),
-        "seed": run.seed,
-        "round": round,
-    }
-    verdict = run_plugin(step.plugin, step.config, handles)
-    if not isinstance(verdict, Verdict) or verdict.action not in ACTIONS:
-        raise PluginError(
-            f"gate {step.plugin.name!r} must return a Verdict with one of {', '.join(ACTIONS)}; it returned {verdict!r}"
-        )
+    if session.untrained(round):
+        verdict, status = Verdict("keep", UNTRAINED), {}
+    else:
+        verdict = _asked(session, run, step, candidate, champion)
+        status = {candidate.policy_id: "champion" if verdict.action == "promote" else "rejected"}
     promoted = verdict.action == "promote"
-    status = {candidate.policy_id: "champion" if promoted else "rejected"}
     if promoted:
         status[champion.policy_id] = "retired"
     decision = Decision(
@@ -61,6 +59,21 @@ def gate_step(session: Session, round: int, step: Step) -> StepResult:
     return session.finished(step, round, started)
 
 
+def _asked(session: Session, run: StageRun, step: Step, candidate: Policy, champion: Policy) -> Verdict:
+    handles = {
+        "candidate": _examined(session, candidate),
+        "champion": _examined(session, champion),
+        "seed": run.seed,
+        "round": run.round,
+    }
+    verdict = run_plugin(step.plugin, step.config, handles)
+    if not isinstance(verdict, Verdict) or verdict.action not in ACTIONS:
+        raise PluginError(
+            f"gate {step.plugin.name!r} must return a Verdict with one of {', '.join(ACTIONS)}; it returned {verdict!r}"
+        )
+    return verdict
+
+
 def rolled_back(session: Session, policy: Policy) -> bool:
     """Whether the gate said of this candidate that nothing may start from it."""
     return any(d.action == "roll_back" for d in session.read(Decision, "subject_id = ?", [policy.policy_id]))
@@ -76,5 +89,5 @@ def _examined(session: Session, policy: Policy) -> Examined:
     return Examined(
         policy.policy_id,
         session.read(Metric, "policy_id = ?", [policy.policy_id]),
-        pass_rates(session.lake, session.run_id, until=policy.round, split="heldout", policy_id=policy.policy_id),
+        pass_rates(session, until=policy.round, split="heldout", policy_id=policy.policy_id),
     )

@@ -11,6 +11,7 @@ from strop.core.recipe import Recipe, Step, default_run_id
 from strop.core.seeds import derive
 from strop.core.subjects import SPLITS
 from strop.storage.console import Console, open_console
+from strop.storage.place import place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def plan(recipe: Recipe, lake: Path | None = None, run_id: str | None = None, ro
     """
     run_id = run_id or default_run_id(recipe)
     rounds = recipe.rounds if rounds is None else rounds
-    console = open_console(lake) if lake is not None and (lake / "catalog.sqlite").is_file() else None
+    console = open_console(lake) if lake is not None and place_of(lake).exists else None
     try:
         return _plan(recipe, console, run_id, rounds)
     finally:

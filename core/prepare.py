@@ -17,7 +17,7 @@ from strop.core.finish import finish
 from strop.core.problems import content_key
 from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
-from strop.core.steps import task_seed
+from strop.core.steps import examination, task_seed
 from strop.core.training import checkpoint_path
 from strop.core.workers import Workers
 from strop.storage.checkpoints import adopt, hash_directory, verify_checkpoint
@@ -72,7 +72,7 @@ def distinct(rows: Sequence[Row], others: Sequence[Problem], name: str) -> list[
 
 def check_heldout(session: Session) -> None:
     """Raises StageError when the recipe examines policies and has nothing to examine them on."""
-    if session.recipe.examine and not session.read(Problem, "split = 'heldout'"):
+    if session.recipe.examine and not examination(session):
         names = ", ".join(task.name for task in session.recipe.tasks)
         raise StageError(
             f"the recipe evaluates, and no task ({names}) has a held-out problem: give one of them some in its "
@@ -84,7 +84,7 @@ def base_step(session: Session) -> StepResult:
     """Store the base policy, made once per content key and kept in the user's cache."""
     step = session.recipe.base
     if session.committed(0, "base"):
-        _check_checkpoints(session)
+        check_checkpoints(session)
         return session.skipped(step, 0)
     started = time.perf_counter()
     session.emit(Event("stage_start", session.run_id, 0, "base"))
@@ -112,10 +112,18 @@ def base_step(session: Session) -> StepResult:
     return session.finished(step, 0, started)
 
 
-def _check_checkpoints(session: Session) -> None:
-    """Raises LakeError when the champion, or a policy the lake only refers to, is not what the run has used so far."""
-    for policy in session.policies():
-        if policy.status == "champion" or Path(policy.path).is_absolute():
+def check_checkpoints(session: Session) -> None:
+    """Raises LakeError when a policy that the run may still use is not what it has used so far.
+
+    That is the champion, what a training may start from or refer to, and whatever the lake itself only refers to.
+    """
+    policies = session.policies()
+    used = {policies[0].policy_id: "base", policies[-1].policy_id: "previous"}
+    configs = [step.config for step in session.recipe.round if step.kind == "train"]
+    wanted = {getattr(config, name) for config in configs for name in ("init_from", "reference")}
+    for policy in policies:
+        of_use = policy.status == "champion" or used.get(policy.policy_id) in wanted
+        if of_use or Path(policy.path).is_absolute():
             verify_checkpoint(session.directory(policy), policy.content_hash)
 
 

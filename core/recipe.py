@@ -144,9 +144,19 @@ class Recipe:
         """Hash of all that decides what a round does; the number of rounds does not."""
         return digest({k: v for k, v in self.canonical().items() if k != "rounds"}, size=8)
 
+    def position(self, stage: str, *, last: bool = False) -> int:
+        """Where a stage stands in the round: by its label, or the first (or last) of that kind. Raises RecipeError."""
+        labels = [step.label for step in self.round]
+        if stage in labels:
+            return labels.index(stage)
+        found = [i for i, step in enumerate(self.round) if step.kind == stage and not step.label.startswith("heldout")]
+        if not found:
+            raise RecipeError(f"the recipe {self.name!r} has no stage {stage!r}{did_you_mean(stage, labels)}")
+        return found[-1 if last else 0]
+
     def override(self, overrides: Sequence[str]) -> Recipe:
         """The recipe with `key=value` overrides applied, checked again."""
-        return _build(overridden(self.source, overrides, RecipeFile.model_fields), self.path)
+        return build(overridden(self.source, overrides, RecipeFile.model_fields), self.path)
 
 
 def shipped() -> dict[str, str]:
@@ -171,7 +181,7 @@ def load(name_or_path: str, *, overrides: Sequence[str] = (), seed: int | None =
         raise RecipeError(f"there is no file {path}; shipped recipes: {', '.join(shipped())}")
     source = parse_file(path)
     extra = [] if seed is None else [f"seed={seed}"]
-    return _build(overridden(source, [*overrides, *extra], RecipeFile.model_fields), path.resolve())
+    return build(overridden(source, [*overrides, *extra], RecipeFile.model_fields), path.resolve())
 
 
 def default_run_id(recipe: Recipe) -> str:
@@ -179,7 +189,11 @@ def default_run_id(recipe: Recipe) -> str:
     return f"{recipe.name}-s{recipe.seed}-{recipe.identity()[:6]}"
 
 
-def _build(source: Source, path: Path | None) -> Recipe:
+def build(source: Source, path: Path | None) -> Recipe:
+    """The recipe of parsed YAML; `path` is its file, in whose folder local plugins lie (None: the working directory).
+
+    Raises RecipeError or PluginError.
+    """
     try:
         top = RecipeFile.model_validate(source.data)
     except ValidationError as error:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from strop.core.binding import bind
 from strop.core.control import control_step, overrides_for
 from strop.core.events import Event, OnEvent, RunSummary, StepResult
+from strop.core.failures import what_failed
 from strop.core.gating import gate_step, stopped
-from strop.core.prepare import base_step, check_heldout, tasks_step
+from strop.core.prepare import base_step, check_checkpoints, check_heldout, tasks_step
 from strop.core.recipe import Recipe, Step, default_run_id
+from strop.core.reuse import PROBLEMS, Reuse, ledger_of, reusing
+from strop.core.reuse_step import reuse_step
 from strop.core.session import Session
 from strop.core.steps import plugin_step
 from strop.core.training import train_step
 from strop.core.workers import PRELOAD, Workers
+from strop.storage.errors import StageError
 from strop.storage.lake import Lake, open_lake
 from strop.storage.locks import run_lock
 from strop.storage.tables import Metric
@@ -31,6 +35,14 @@ __all__ = ["Event", "OnEvent", "RunSummary", "StepResult", "run_loop"]
 
 CallStep = Callable[[str, int, Callable[[], StepResult]], StepResult]
 KINDS = {"train": train_step, "gate": gate_step, "control": control_step}
+
+
+def named(call: CallStep, label: str, round: int, step: Callable[[], StepResult]) -> StepResult:
+    """Invoke a step; a disk that is full, or a file that cannot be used, comes out as a StageError that names it."""
+    try:
+        return call(label, round, step)
+    except OSError as error:
+        raise StageError(f"round {round}, {label}: {what_failed(error)}") from error
 
 
 def plain_call(label: str, round: int, step: Callable[[], StepResult]) -> StepResult:
@@ -46,8 +58,12 @@ def run_loop(
     rounds: int | None = None,
     on_event: OnEvent = lambda event: None,
     call: CallStep = plain_call,
+    reuse: Reuse | None = None,
+    until: str | None = None,
 ) -> RunSummary:
     """Run the recipe, or go on with the run where it stands.
+
+    `reuse` makes a new run a rerun (see `rerun.prepare`, which checks it); `until` is the last stage of a round to run.
 
     Raises StropError: another live process has this run, the recipe differs from the one the run was started with,
     a stage failed. Whatever was committed stays, and the same call resumes.
@@ -56,21 +72,26 @@ def run_loop(
     run_id = run_id or default_run_id(recipe)
     rounds = recipe.rounds if rounds is None else rounds
     with open_lake(lake, create=True) as opened, run_lock(opened.root, run_id):
-        session = _session(recipe, opened, run_id, on_event)
+        opened.verify(run_id)
+        session = session_of(recipe, opened, run_id, on_event)
+        labels = [step.label for step in recipe.round]
+        call = partial(named, call)
+        wanted = labels if until is None else labels[: labels.index(until) + 1]
         try:
-            bind(session)
+            bound = bind(session, reuse)
+            session.reusing = reusing(opened, recipe, bound) if bound else None
             on_event(Event("run_start", run_id, total=rounds))
-            _prepare(session, call)
+            _prepare(session, wanted, call)
             stop = stopped(session)
             for number in range(1, rounds + 1):
                 if stop is not None and not _has_begun(session, number):
                     break
-                _round(session, number, call)
+                _round(session, number, wanted, call)
                 stop = stopped(session)
             champion = session.champion()
             summary = RunSummary(
                 run_id,
-                _complete(session),
+                _complete(session, wanted),
                 champion.name,
                 champion.content_hash,
                 stop,
@@ -84,30 +105,41 @@ def run_loop(
             session.workers.release()
 
 
-def _prepare(session: Session, call: CallStep) -> None:
+def _prepare(session: Session, wanted: Sequence[str], call: CallStep) -> None:
     started = time.perf_counter()
-    for task in session.recipe.tasks:
-        call(f"task.{task.name}", 0, partial(tasks_step, session, task))
-    check_heldout(session)
-    call("base", 0, partial(base_step, session))
-    for step in session.recipe.examine:
+    if session.reusing is not None:
+        for label in (*(f"task.{task.name}" for task in session.recipe.tasks), PROBLEMS, "base"):
+            call(label, 0, partial(reuse_step, session, 0, label, session.reusing.shards(0, label) or {}))
+        if any(s.label in wanted and (s.kind == "train" or s.split == "heldout") for s in session.recipe.round):
+            check_checkpoints(session)
+    else:
+        for task in session.recipe.tasks:
+            call(f"task.{task.name}", 0, partial(tasks_step, session, task))
+        check_heldout(session)
+        call("base", 0, partial(base_step, session))
+    examine = [step for step in session.recipe.examine if step.label in wanted]
+    for step in examine:
         call(step.label, 0, partial(_step, session, 0, step))
-    _emit_round(session, 0, started)
+    _emit_round(session, 0, started, examined=bool(examine))
 
 
-def _round(session: Session, number: int, call: CallStep) -> None:
+def _round(session: Session, number: int, wanted: Sequence[str], call: CallStep) -> None:
     started = time.perf_counter()
     plain = session.recipe
     session.recipe = plain.override(overrides_for(session, number))
     try:
         for step in session.recipe.round:
-            call(step.label, number, partial(_step, session, number, step))
+            if step.label in wanted:
+                call(step.label, number, partial(_step, session, number, step))
     finally:
         session.recipe = plain
-    _emit_round(session, number, started)
+    _emit_round(session, number, started, examined=any(s.label in wanted for s in session.recipe.examine))
 
 
 def _step(session: Session, number: int, step: Step) -> StepResult:
+    shards = session.reusing.shards(number, step.label) if session.reusing else None
+    if shards is not None:
+        return reuse_step(session, number, step.label, shards)
     return KINDS.get(step.kind, plugin_step)(session, number, step)
 
 
@@ -115,17 +147,17 @@ def _has_begun(session: Session, number: int) -> bool:
     return any(at == number for at, _ in session.ledger)
 
 
-def _complete(session: Session) -> int:
+def _complete(session: Session, wanted: Sequence[str]) -> int:
     """Rounds that are complete; they are run in order, so none after the first that is not."""
     number = 0
-    while all(session.committed(number + 1, step.label) for step in session.recipe.round):
+    while all(session.committed(number + 1, label) for label in wanted):
         number += 1
     return number
 
 
-def _emit_round(session: Session, number: int, started: float) -> None:
+def _emit_round(session: Session, number: int, started: float, *, examined: bool) -> None:
     """Tell the watcher how the round's policy fares."""
-    if session.recipe.examine:
+    if examined:
         policy = session.candidate(number)
         metrics = session.read(Metric, "round = ? AND policy_id = ? AND slice = 'heldout'", [number, policy.policy_id])
         detail = {
@@ -138,7 +170,8 @@ def _emit_round(session: Session, number: int, started: float) -> None:
     session.emit(Event("round_done", session.run_id, number, seconds=time.perf_counter() - started, detail=detail))
 
 
-def _session(recipe: Recipe, lake: Lake, run_id: str, on_event: OnEvent) -> Session:
+def session_of(recipe: Recipe, lake: Lake, run_id: str, on_event: OnEvent) -> Session:
+    """A session on a run as the ledger has it; whoever makes it holds the run's lock and releases the workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpu = Path("/dev/nvidia0").exists()
     count = recipe.workers if isinstance(recipe.workers, int) else (1 if gpu else cores)
@@ -146,7 +179,4 @@ def _session(recipe: Recipe, lake: Lake, run_id: str, on_event: OnEvent) -> Sess
     workers = Workers(
         count, lake.root / "logs" / run_id, threads=max(1, cores // count), preload=PRELOAD if heavy else ()
     )
-    session = Session(recipe, lake, run_id, recipe.seed, workers, cores, on_event)
-    for run in lake.committed(run_id).values():
-        session.ledger.setdefault((run.round, run.stage), {})[run.shard] = run
-    return session
+    return Session(recipe, lake, run_id, recipe.seed, workers, cores, on_event, ledger_of(lake, run_id))

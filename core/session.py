@@ -9,18 +9,23 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from strop.core.events import Event, OnEvent, StepResult
 from strop.core.execute import Call, Output, execute, in_worker
 from strop.core.finish import Stamp
 from strop.core.recipe import Recipe, Step, canonical_json
 from strop.core.seeds import derive
+from strop.core.standing import standing
+from strop.core.visible import Ledger, made_by, places, read_rows, reused, rows_sql, stage_of
 from strop.core.workers import Workers
 from strop.storage.errors import StageError
-from strop.storage.ids import digest, shard_number
+from strop.storage.ids import digest, shard_number, stage_run_of
 from strop.storage.lake import Lake
-from strop.storage.tables import PluginState, Policy, Row, StageRun
+from strop.storage.tables import Decision, PluginState, Policy, Row, StageRun
+
+if TYPE_CHECKING:
+    from strop.core.reuse import Reusing
 
 R = TypeVar("R", bound=Row)
 
@@ -50,22 +55,22 @@ class Session:
     workers: Workers
     cores: int
     emit: OnEvent
-    ledger: dict[tuple[int, str], dict[int, StageRun]] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=dict)
     """(round, label) -> shard -> its committed row."""
+    reusing: Reusing | None = None
+    """What a rerun takes from other runs."""
     _cache: dict[tuple[Any, ...], list[Any]] = field(default_factory=dict)
 
     def read(self, row: type[R], where: str, params: Sequence[object] = (), without: Iterable[str] = ()) -> list[R]:
-        """Rows of this run, oldest first; kept until a commit touches their table.
+        """Rows the run sees (see `visible`), oldest first; kept until a commit touches their table.
 
         By round, stage, shard and place in the shard: the order of ids would depend on the run's name.
         """
         key = (row.TABLE, where, tuple(params), tuple(sorted(without)))
         if key not in self._cache:
-            found = self.lake.rows(row, f"run_id = ? AND ({where})", [self.run_id, *params], without=set(without))
-            made = {
-                run.stage_run_id: (at, label, n) for (at, label), by in self.ledger.items() for n, run in by.items()
-            }
-            self._cache[key] = sorted(found, key=lambda r: made.get(r.stage_run_id, (r.round, "", 0)))
+            found = read_rows(self.lake, row, self.rows_sql(row.TABLE), where, params, without)
+            order = places(self.ledger)
+            self._cache[key] = sorted(found, key=lambda r: order.get(r.stage_run_id, (r.round, "", 0)))
         return list(self._cache[key])  # a plugin may sort or empty what it is handed
 
     def forget(self, tables: Iterable[str]) -> None:
@@ -73,9 +78,34 @@ class Session:
         for key in [key for key in self._cache if key[0] in set(tables)]:
             del self._cache[key]
 
+    def rows_sql(self, table: str, *, superseded: bool = False) -> tuple[str, list[object]]:
+        """A query for the rows of a table that the run sees, and its parameters."""
+        return rows_sql(table, self.run_id, self.ledger, superseded=superseded)
+
+    def shards(self, round: int, labels: Iterable[str]) -> list[StageRun]:
+        """Committed shards of these stages in a round, with those that verified something of them again."""
+        wanted = set(labels)
+        found = [by for (at, label), by in self.ledger.items() if at == round and stage_of(label) in wanted]
+        return [run for by in found for run in by.values()]
+
     def policies(self) -> list[Policy]:
-        """The run's policies, oldest first."""
-        return self.read(Policy, "true")
+        """The run's policies, oldest first. What another run trained has the status this run's own gate gave it."""
+        found = self.read(Policy, "true")
+        if not reused(self.ledger):
+            return found
+        gated = any(step.kind == "gate" for step in self.recipe.round)
+        status = standing(found, self.read(Decision, "subject_kind = 'policy'"), gated=gated)
+        return [replace(policy, status=status[policy.policy_id]) for policy in found]
+
+    def policy(self, policy_id: int) -> Policy:
+        """The policy of that id, which may be another run's: re-used rollouts name the one that wrote them."""
+        known = next((p for p in self.policies() if p.policy_id == policy_id), None)
+        return known or self.lake.rows(Policy, "policy_id = ?", [policy_id])[0]
+
+    def untrained(self, round: int) -> bool:
+        """Whether the round's training is done and, for want of examples, made no policy."""
+        done = any(step.kind == "train" and self.committed(round, step.label) for step in self.recipe.round)
+        return done and not any(policy.round == round for policy in self.policies())
 
     def champion(self) -> Policy:
         """The policy that generates. There is always one once round 0 has its base."""
@@ -90,17 +120,17 @@ class Session:
         return self.candidate(round) if step.split == "heldout" else self.champion()
 
     def directory(self, policy: Policy) -> Path:
-        """Where a policy's checkpoint lies."""
-        return self.lake.root / policy.path
+        """Where a policy's checkpoint lies on this machine."""
+        return self.lake.checkpoint(policy)
 
     def upstream(self, round: int, step: Step, policy: Policy | None = None) -> list[str]:
         """Keys of the stage runs a step reads, that of the policy it runs or starts from included, sorted."""
         labels = {s.label for s in self.recipe.round if s.kind in READS.get(step.kind, set()) and s.split == step.split}
         if step.kind in {"evaluate", "gate", "control"}:
             labels |= {s.label for s in self.recipe.round if s.split == "heldout" or s.kind == "evaluate"}
-        keys = {r.key for label in labels - {step.label} for r in self.ledger.get((round, label), {}).values()}
+        keys = {run.key for run in self.shards(round, labels) if run.stage != step.label}
         if policy is not None:
-            made = (r for by in self.ledger.values() for r in by.values() if r.stage_run_id == policy.stage_run_id)
+            made = (r for by in self.ledger.values() for r in by.values() if made_by(r) == policy.stage_run_id)
             keys |= {r.key for r in made}
         return sorted(keys)
 
@@ -155,7 +185,7 @@ class Session:
         rows: dict[str, list[Row]] | None = None,
         policy_status: dict[int, str] | None = None,
     ) -> None:
-        """One shard, one transaction."""
+        """One shard, one transaction. The status of another run's policy is that run's to set, and is left."""
         now = datetime.datetime.now(datetime.UTC)
         run = replace(
             run,
@@ -165,14 +195,18 @@ class Session:
             started_at=now - datetime.timedelta(seconds=seconds),
             host=socket.gethostname(),
         )
+        foreign = reused(self.ledger)
+        own = {i: status for i, status in (policy_status or {}).items() if stage_run_of(i) not in foreign}
         self.lake.commit(
             run,
             files=files or {},
             rows=rows or {},
-            policy_status=policy_status or {},
+            policy_status=own,
             message=f"{self.run_id} round {run.round} {run.stage} {run.shard + 1}/{run.shards}",
         )
         self.ledger.setdefault((run.round, run.stage), {})[run.shard] = run
+        if run.reuses is not None:
+            self._cache.clear()
         self.forget([*(files or {}), *(rows or {}), "stage_runs", *(["policies"] if policy_status else [])])
 
     def run_calls(
@@ -195,7 +229,8 @@ class Session:
             )
 
         if in_worker(step.plugin):
-            outputs = self.workers.run(execute, [make() for _, make in todo], report)
+            names = [f"shard {run.shard + 1} of {run.shards}" for run, _ in todo if run.shards > 1]
+            outputs = self.workers.run(execute, [make() for _, make in todo], report, names)
         else:
             outputs = ((i, execute(make(), lambda v, i=i: report(i, v))) for i, (_, make) in enumerate(todo))  # type: ignore[misc]
         try:
@@ -235,6 +270,12 @@ class Session:
     def skipped(self, step: Step, round: int) -> StepResult:
         """The result of a step that was committed before, from the ledger."""
         return self._result(step.label, round, 0.0, skipped=True)
+
+    def nothing(self, round: int, step: Step) -> StepResult:
+        """Commit a step that has nothing to do in this round, without calling its plugin."""
+        run = self.stage_run(round, step, upstream=self.upstream(round, step))
+        self.commit(run, counts={}, seconds=0.0)
+        return self._result(step.label, round, 0.0, skipped=False)
 
     def finished(self, step: Step, round: int, started: float) -> StepResult:
         """The result of a step that has just been committed."""

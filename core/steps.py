@@ -14,7 +14,8 @@ from strop.core.recipe import Step
 from strop.core.seeds import derive
 from strop.core.session import Session
 from strop.core.subjects import Given
-from strop.storage.tables import Context, Decision, Metric, Plan, Problem, Rollout, Score, StageRun
+from strop.core.visible import made_by, places, stage_of
+from strop.storage.tables import Context, Decision, Metric, Plan, Policy, Problem, Rollout, Score, StageRun
 
 WIDE = ("token_ids", "logps")
 """Rollout columns left out of what a plugin sees unless its mark says that it needs them."""
@@ -26,6 +27,8 @@ def plugin_step(session: Session, round: int, step: Step) -> StepResult:
     """Run one plugin stage of a round, whatever is not committed yet."""
     if session.committed(round, step.label):
         return session.skipped(step, round)
+    if step.split == "heldout" and session.untrained(round):
+        return session.nothing(round, step)  # the champion was examined in the round that made it
     shards, total = SHARDS.get(step.kind, _whole)(session, round, step)
     samples = step.kind == "generate" or "engine" in step.plugin.mark.handles
     upstream = session.upstream(round, step, session.policy_of(round, step) if samples else None)
@@ -37,9 +40,14 @@ def plugin_step(session: Session, round: int, step: Step) -> StepResult:
 
 
 def _call(session: Session, run: StageRun, step: Step, data: Callable[[], dict[str, Any]]) -> Call:
-    policy, folder = session.policy_of(run.round, step), session.recipe.folder
+    return call_of(session, run, step, data())
+
+
+def call_of(session: Session, run: StageRun, step: Step, data: Mapping[str, Any], **stamped: Any) -> Call:
+    """A shard as a call; `stamped` goes into the stamp of its rows."""
+    policy, folder = _policy(session, run.round, step, data), session.recipe.folder
     handles = {
-        **data(),
+        **data,
         "seed": run.seed,
         "round": run.round,
         "split": step.split,
@@ -49,7 +57,7 @@ def _call(session: Session, run: StageRun, step: Step, data: Callable[[], dict[s
         handles["state"] = session.state_of(step, run.round)
     return Call(
         ref(step, folder),
-        session.stamp(run, step, policy_id=policy.policy_id, given=_given(session, step, handles)),
+        session.stamp(run, step, policy_id=policy.policy_id, given=_given(session, step, handles), **stamped),
         handles,
         session.out(run),
         EngineRef(ref(session.recipe.engine, folder), session.directory(policy), session.workers.threads),
@@ -58,6 +66,13 @@ def _call(session: Session, run: StageRun, step: Step, data: Callable[[], dict[s
         tuple(ref(s, folder) for s in session.recipe.round if s.kind == "verify" and s.split == "train"),
         _sampling_purpose(session, run, step),
     )
+
+
+def _policy(session: Session, round: int, step: Step, data: Mapping[str, Any]) -> Policy:
+    """A verifier with an engine is given the policy that wrote the rollouts, which in a rerun may be another run's."""
+    if step.kind == "verify" and data["rollouts"] and "engine" in step.plugin.mark.handles:
+        return session.policy(data["rollouts"][0].policy_id)
+    return session.policy_of(round, step)
 
 
 def _given(session: Session, step: Step, handles: Mapping[str, Any]) -> Given:
@@ -111,42 +126,55 @@ def _generate(session: Session, round: int, step: Step) -> Shards:
 
 def _plan(session: Session, round: int, step: Step) -> list[Plan]:
     if step.split == "heldout":
-        heldout = session.read(Problem, "split = 'heldout'")
-        return [Plan(problem_id=p.problem_id) for p in sorted(heldout, key=lambda p: p.problem_key)]
+        return [Plan(problem_id=p.problem_id) for p in sorted(examination(session), key=lambda p: p.problem_key)]
     return session.read(Plan, "round = ?", [round])
+
+
+def examination(session: Session) -> list[Problem]:
+    """The held-out problems policies are examined on: of the recipe's tasks, not what re-used rollouts bring along."""
+    labels = {f"task.{task.name}" for task in session.recipe.tasks}
+    own = {made_by(run) for run in session.shards(0, labels)}
+    return [p for p in session.read(Problem, "split = 'heldout'") if p.stage_run_id in own]
 
 
 def _plan_data(session: Session, step: Step, plan: list[Plan]) -> dict[str, Any]:
     wanted = {row.problem_id for row in plan}
     contexts = {row.context_id for row in plan if row.context_id is not None}
+    by_id = "context_id IN (SELECT unnest(?::BIGINT[]))"  # a re-used plan may name one of another run
     return {
         "plan": plan,
         "problems": {p.problem_id: p for p in _problems(session, step.split) if p.problem_id in wanted},
-        "contexts": {c.context_id: c for c in session.read(Context, "true") if c.context_id in contexts},
+        "contexts": {c.context_id: c for c in session.lake.rows(Context, by_id, [sorted(contexts)])}
+        if contexts
+        else {},
     }
 
 
 def _verify(session: Session, round: int, step: Step) -> Shards:
-    """Shards of rollouts: as many of the generator's shards together as make up eight times its size."""
-    rollouts = _rollouts(session, round, step)
+    rollouts = rollouts_of(session, round, step)
+    return [partial(verify_data, session, round, step, g) for g in verify_groups(session, rollouts)], len(rollouts)
+
+
+def verify_groups(session: Session, rollouts: list[Rollout]) -> list[list[Rollout]]:
+    """Shards of rollouts: as many of the generator's shards together as make up eight times its size.
+
+    Rollouts of one policy only, as a verifier may ask for the engine that wrote them.
+    """
     by_run: dict[int, list[Rollout]] = {}
     for row in rollouts:
         by_run.setdefault(row.stage_run_id, []).append(row)
-    order = {
-        run.stage_run_id: (label, run.shard)
-        for (at, label), found in session.ledger.items()
-        if at == round
-        for run in found.values()
-    }
+    order = places(session.ledger)
     groups: list[list[Rollout]] = [[]]
     for _, members in sorted(by_run.items(), key=lambda item: order[item[0]]):
-        if len(groups[-1]) >= 8 * session.recipe.shard_rollouts:
+        full = len(groups[-1]) >= 8 * session.recipe.shard_rollouts
+        if full or (groups[-1] and groups[-1][0].policy_id != members[0].policy_id):
             groups.append([])
         groups[-1].extend(members)
-    return [partial(_verify_data, session, round, step, group) for group in groups], len(rollouts)
+    return groups
 
 
-def _verify_data(session: Session, round: int, step: Step, rollouts: list[Rollout]) -> dict[str, Any]:
+def verify_data(session: Session, round: int, step: Step, rollouts: list[Rollout]) -> dict[str, Any]:
+    """What a verify stage is handed for these rollouts."""
     wanted = {row.problem_id for row in rollouts}
     ids = {row.rollout_id for row in rollouts}
     found: dict[str, Any] = {
@@ -154,7 +182,7 @@ def _verify_data(session: Session, round: int, step: Step, rollouts: list[Rollou
         "problems": {p.problem_id: p for p in _problems(session, step.split) if p.problem_id in wanted},
     }
     if "scores" in step.plugin.mark.handles:
-        found["scores"] = [s for s in session.read(Score, "round = ?", [round]) if s.subject_id in ids]
+        found["scores"] = [s for s in _scores(session, round, step) if s.subject_id in ids]
     return found
 
 
@@ -163,7 +191,7 @@ def round_data(session: Session, round: int, step: Step) -> dict[str, Any]:
     wanted = set(step.plugin.mark.handles)
     found: dict[str, Any] = {}
     if "rollouts" in wanted:
-        found["rollouts"] = _rollouts(session, round, step)
+        found["rollouts"] = rollouts_of(session, round, step)
     if "scores" in wanted:
         found["scores"] = _scores(session, round, step)
     if "decisions" in wanted:
@@ -173,7 +201,7 @@ def round_data(session: Session, round: int, step: Step) -> dict[str, Any]:
         by_list = step.kind in {"select", "synthesize"}
         found["problems"] = problems if by_list else {p.problem_id: p for p in problems}
     if "pass_rates" in wanted:
-        found["pass_rates"] = pass_rates(session.lake, session.run_id, until=round)
+        found["pass_rates"] = pass_rates(session, until=round)
     if "heldout_keys" in wanted:
         found["heldout_keys"] = frozenset(p.problem_key for p in session.read(Problem, "split = 'heldout'"))
     if "contexts" in wanted:
@@ -195,7 +223,8 @@ def _problems(session: Session, split: str, before: int | None = None) -> list[P
     return found if before is None else [p for p in found if p.round < before or p.round == 0]
 
 
-def _rollouts(session: Session, round: int, step: Step) -> list[Rollout]:
+def rollouts_of(session: Session, round: int, step: Step) -> list[Rollout]:
+    """The rollouts a stage of the round looks at: in training, or of the policy that is examined."""
     without = [column for column in WIDE if column not in step.plugin.mark.needs]
     where, params = "round = ? AND split = ?", [round, step.split]
     if step.split == "heldout":
@@ -204,8 +233,11 @@ def _rollouts(session: Session, round: int, step: Step) -> list[Rollout]:
 
 
 def _scores(session: Session, round: int, step: Step) -> list[Score]:
-    labels = {s.label for s in session.recipe.round if s.kind in {"verify", "generate"} and s.split == step.split}
-    runs = {run.stage_run_id for label in labels for run in session.ledger.get((round, label), {}).values()}
+    """What was said of the split's rollouts; for a verify stage, by the stages before it."""
+    steps = (*session.recipe.round, *session.recipe.examine)
+    before = steps[: next((i for i, s in enumerate(steps) if s.label == stage_of(step.label)), None)]
+    labels = {s.label for s in before if s.kind in {"verify", "generate"} and s.split == step.split}
+    runs = {made_by(run) for run in session.shards(round, labels)}
     return [s for s in session.read(Score, "round = ?", [round]) if s.stage_run_id in runs]
 
 

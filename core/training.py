@@ -29,10 +29,10 @@ SELECT e.example_id, e.kind, e.prompt, e.completion, e.chosen, e.rejected,
        b.token_ids AS rejected_token_ids,
        CASE WHEN e.kind = 'group' THEN a.logps END AS behaviour_logps,
        e.reward, e.group_id, e.weight, e.margin, e.loss_spans
-FROM examples e
+FROM ({rows}) e
 LEFT JOIN rollouts a ON a.rollout_id = e.rollout_id AND a.completion = coalesce(e.completion, e.chosen)
 LEFT JOIN rollouts b ON b.rollout_id = e.rejected_rollout_id AND b.completion = e.rejected
-WHERE e.run_id = ? AND e.round BETWEEN ? AND ?
+WHERE e.round BETWEEN ? AND ?
 ORDER BY e.round, e.builder, e.example_id
 """
 """Sampled token ids are used where the example is the rollout's own text; an edited text is tokenised afresh.
@@ -41,7 +41,10 @@ Over several rounds or builders the order of ids alone would depend on the run's
 
 
 def train_step(session: Session, round: int, step: Step) -> StepResult:
-    """Train this round's candidate, unless it is there. A killed training goes on from its own last checkpoint."""
+    """Train this round's candidate, unless it is there. A killed training goes on from its own last checkpoint.
+
+    Without an example there is no candidate: a filter that kept nothing is a result, and the next round goes on.
+    """
     if session.committed(round, step.label):
         return session.skipped(step, round)
     started = time.perf_counter()
@@ -55,7 +58,11 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     session.emit(Event("stage_start", session.run_id, round, step.label))
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
-    table = session.lake.arrow(EXAMPLES, [session.run_id, first, round])
+    rows, params = session.rows_sql("examples")
+    table = session.lake.arrow(EXAMPLES.format(rows=rows), [*params, first, round])
+    if not table.num_rows:
+        session.commit(run, counts={}, seconds=time.perf_counter() - started)
+        return session.finished(step, round, started)
     session.workers.release()  # and their engines: training finds the memory free
     try:
         result = _in_own_process(session, _job(session, run, step, config, init, reference, table, work), round, step)

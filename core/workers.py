@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from strop.core.failures import LESS_MEMORY, what_failed
 from strop.storage.errors import StageError, StropError
 
 Job = Callable[[Any, Callable[[Any], None]], Any]
@@ -44,11 +45,16 @@ class Workers:
         self._workers: list[_Worker] = []
 
     def run(
-        self, job: Job, arguments: Sequence[Any], on_report: Callable[[int, Any], None] | None = None
+        self,
+        job: Job,
+        arguments: Sequence[Any],
+        on_report: Callable[[int, Any], None] | None = None,
+        names: Sequence[str] = (),
     ) -> Iterator[tuple[int, Any]]:
         """Run the job for every argument; yields (index, result) as they finish, in any order.
 
-        Raises the job's own StropError, or StageError when it raised something else or its worker died.
+        Raises the job's own StropError, or StageError when it raised something else or its worker died; a StageError
+        begins with the name of its argument, where `names` has one for each.
         """
         waiting = list(enumerate(arguments))[::-1]
         busy: dict[Connection, tuple[_Worker, int]] = {}
@@ -69,7 +75,7 @@ class Workers:
                         continue
                     del busy[connection]
                     if kind == "error":
-                        raise value
+                        raise StageError(f"{names[index]}: {value}") if names and type(value) is StageError else value
                     yield index, value
         finally:
             if busy:  # an error or an interrupt: what is still at work has nobody to report to
@@ -115,7 +121,7 @@ class _Worker:
             self.process.join(GRACE_S)
             code = self.process.exitcode
             how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with code {code}"
-            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+            hint = f" (out of memory? {LESS_MEMORY})" if code == -signal.SIGKILL else ""
             return "error", StageError(f"a worker process ended {how}{hint}; its output: {self.log}")
 
     def stop(self) -> None:
@@ -171,9 +177,10 @@ def _answer(connection: Connection) -> tuple[str, Any]:
     except StropError as error:
         return "error", _portable(error)
     except Exception as error:
-        traceback.print_exc()
-        print(time.strftime("%F %T"), flush=True)
-        return "error", StageError(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # the log is on the same disk, which may be full
+            traceback.print_exc()
+            print(time.strftime("%F %T"), flush=True)
+        return "error", StageError(what_failed(error))
 
 
 def _portable(error: StropError) -> StropError:

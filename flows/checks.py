@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from strop.storage.errors import StropError
+from strop.storage.place import place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ def run_all(lake: Path) -> list[Check]:
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", python),
         ("versions", versions),
-        ("duckdb extensions", extensions),
+        ("duckdb extensions", lambda: extensions(lake)),
         ("disk", lambda: disk(lake)),
         ("cpu", cpu),
         ("torch", torch_threads),
@@ -78,17 +79,19 @@ def versions() -> Check:
     return Check("versions", "ok", f"strop {metadata.version('strop')}, {seen} requirements as pinned")
 
 
-def extensions() -> Check:
-    """DuckLake and the SQLite catalog load from their wheels, offline."""
+def extensions(lake: Path) -> Check:
+    """DuckLake and what the lake's catalog and data need load from their wheels, offline."""
     import duckdb
 
     from strop.storage.extensions import connect
 
     try:
-        connect().close()
+        place = place_of(lake)
+        connect(place).close()
     except StropError as error:
         return Check("duckdb extensions", "fail", str(error), "pip install --force-reinstall strop")
-    return Check("duckdb extensions", "ok", f"ducklake and sqlite load into DuckDB {duckdb.__version__}")
+    loaded = f"ducklake, {'postgres' if place.catalog else 'sqlite'}{' and httpfs' if place.data else ''}"
+    return Check("duckdb extensions", "ok", f"{loaded} load into DuckDB {duckdb.__version__}")
 
 
 def disk(lake: Path) -> Check:
@@ -157,7 +160,7 @@ def prefect_server(lake: Path) -> Check:
 
 def lake_opens(lake: Path) -> Check:
     """The lake opens and answers; none yet is fine."""
-    if not (lake / "catalog.sqlite").exists():
+    if not place_of(lake).exists:
         return Check("lake", "ok", f"none at {lake} yet; `strop run` makes it")
     from strop.flows import runs
 

@@ -12,7 +12,21 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from strop.flows import cli_lake, cli_plugins, cli_project, cli_run, cli_server
+from strop.flows import (
+    cli_care,
+    cli_diff,
+    cli_exchange,
+    cli_import,
+    cli_lake,
+    cli_lineage,
+    cli_plugins,
+    cli_project,
+    cli_remote,
+    cli_reuse,
+    cli_run,
+    cli_server,
+    cli_sql,
+)
 from strop.flows.output import say
 from strop.storage.errors import PluginError, RecipeError, StropError
 
@@ -47,19 +61,29 @@ def _root(
 
 for _name, _command in (
     ("run", cli_run.run),
+    ("rerun", cli_reuse.rerun),
+    ("reverify", cli_reuse.reverify),
     ("serve", cli_run.serve),
     ("plan", cli_run.plan),
     ("validate", cli_run.validate),
     ("status", cli_lake.status),
-    ("sql", cli_lake.sql),
-    ("lineage", cli_lake.lineage),
+    ("sql", cli_sql.sql),
+    ("snapshots", cli_sql.snapshots),
+    ("diff", cli_diff.diff),
+    ("lineage", cli_lineage.lineage),
+    ("explain", cli_lineage.explain),
     ("show", cli_lake.show),
+    ("export", cli_exchange.export),
+    ("import", cli_import.import_),
+    ("fsck", cli_care.fsck),
+    ("gc", cli_care.gc),
     ("init", cli_project.init),
     ("doctor", cli_project.doctor),
 ):
     app.command(_name)(_command)
 app.add_typer(cli_plugins.app, name="plugins")
 app.add_typer(cli_server.app, name="server")
+app.add_typer(cli_remote.app, name="lake")
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`strop status | sql | lineage | show`: what the lake knows."""
+"""`strop status | show`: what the lake knows."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ from strop.storage.errors import LakeError, StropError, did_you_mean
 
 if TYPE_CHECKING:
     from strop.flows.runs import RunState
-    from strop.storage.nodes import Node
-
-ONLY_JSON = frozenset({"key", "path", "content_hash", "recipe_hash", "code_version", "started_at", "problem_key"})
-"""Facts of a lineage that would bury the tree; `--format json` and `strop show` have them."""
-
-Form = Annotated[str, typer.Option("--format", help="table, json or csv.")]
 
 
 def status(
     run_id: Annotated[Optional[str], typer.Argument(help="Only this run, with its rounds.")] = None,  # noqa: UP045
     lake: options.Lake = options.LAKE,
+    when: options.AsOf = None,
+    run: options.OfRun = None,
     json: options.Json = False,
 ) -> None:
     """List the runs of the lake.
@@ -31,7 +27,7 @@ def status(
     """
     from strop.flows import report, runs
 
-    found = runs.states(lake)
+    found = runs.states(lake, snapshot=options.snapshot(lake, when, run or (run_id if when else None)))
     if run_id is not None:
         by_id = {state.run_id: state for state in found}
         if run_id not in by_id:
@@ -44,7 +40,11 @@ def status(
         print(f"{lake} has no runs yet; start one with: strop run --lake {lake}")
         return
     columns = ["run", "recipe", "seed", "round", "last stage", "at", "pass@1 by round", "champion", "driven by"]
-    output.table(columns, [_line(state) for state in found], right=[2, 3])
+    lines = [_line(state) for state in found]
+    if any(state.reuses for state in found):
+        columns.append("re-uses")
+        lines = [[*line, runs.reused(state)] for line, state in zip(lines, found, strict=True)]
+    output.table(columns, lines, right=[2, 3])
     if run_id is not None:
         print()
         report.print_rounds(found[0])
@@ -88,55 +88,17 @@ def _plain(state: RunState) -> dict[str, Any]:
         "stage": state.stage,
         "at": state.at,
         "champion": state.champion,
+        "reuses": state.reuses,
         "driver": state.driver,
         "rounds": rounds,
     }
 
 
-def sql(
-    query: Annotated[str, typer.Argument(help="One SELECT over the lake's tables.", metavar="SELECT")],
-    lake: options.Lake = options.LAKE,
-    form: Form = "table",
-) -> None:
-    """Ask the lake in SQL.
-
-    Only reads, sees one snapshot, and never waits for a run that writes.
-    """
-    from strop.storage.console import open_console
-
-    check_form(form, output.FORMATS)
-    with open_console(lake) as console:
-        result = console.query(query)
-    output.rows(result.columns, result.rows, form)
-
-
-def lineage(
-    name: Annotated[str, typer.Argument(help="Id of any row, a run, or name or hash of a policy.", metavar="ID")],
-    lake: options.Lake = options.LAKE,
-    form: Annotated[str, typer.Option("--format", help="tree or json.")] = "tree",
-) -> None:
-    """Tell what made a row, and what it made.
-
-    Walks both ways between policy, example, rollout, problem, verifier and seed.
-    """
-    import dataclasses
-
-    from strop.storage.console import open_console
-    from strop.storage.lineage import trace
-
-    check_form(form, ("tree", "json"))
-    with open_console(lake) as console:
-        found = trace(console, name)
-    if form == "json":
-        print(output.as_json(dataclasses.asdict(found)))
-        return
-    print(f"made from\n{tree(found.up)}")
-    print(f"\nled to\n{tree(found.down)}")
-
-
 def show(
     name: Annotated[str, typer.Argument(help="Id of a rollout, problem, policy or any other row.", metavar="ID")],
     lake: options.Lake = options.LAKE,
+    when: options.AsOf = None,
+    run: options.OfRun = None,
     json: options.Json = False,
 ) -> None:
     """Print one row of the lake.
@@ -145,7 +107,7 @@ def show(
     """
     from strop.storage.console import open_console
 
-    with open_console(lake) as console:
+    with open_console(lake, snapshot=options.snapshot(lake, when, run)) as console:
         number = find_id(console, name)
         table, row = find_row(console, number, lake)
         said = _said(console, number)
@@ -203,21 +165,6 @@ def _said(console: Any, number: int) -> list[dict[str, Any]]:
         f"FROM decisions WHERE subject_id = {number}"
     )
     return [{"what": w, "verdict": v, "reason": r} for w, v, r in [*scores.rows, *decisions.rows]]
-
-
-def tree(node: Node, prefix: str = "", *, last: bool = True, root: bool = True) -> str:
-    """The lineage as an indented tree, one row a line."""
-    facts = ", ".join(f"{k} {output.cell(v)}" for k, v in node.facts.items() if k not in ONLY_JSON)
-    relation = f"{node.relation} " if node.relation else ""
-    id = f" {node.id}" if node.id and node.id not in node.label else ""
-    head = f"{relation}{node.kind}{id}: {output.cell(node.label)}" + (f"  ({facts})" if facts else "")
-    lines = [head if root else f"{prefix}{'└─ ' if last else '├─ '}{head}"]
-    inner = "" if root else prefix + ("   " if last else "│  ")
-    for i, child in enumerate(node.children):
-        lines.append(tree(child, inner, last=i == len(node.children) - 1 and not node.more, root=False))
-    if node.more:
-        lines.append(f"{inner}└─ ... and {node.more} more")
-    return "\n".join(lines)
 
 
 def _indented(text: str) -> str:

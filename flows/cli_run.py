@@ -14,6 +14,7 @@ import typer
 
 from strop.flows import display, options, output, server
 from strop.flows.output import say
+from strop.storage.errors import is_interrupt
 
 if TYPE_CHECKING:
     from strop.core.events import RunSummary
@@ -54,10 +55,12 @@ def run(
     drive = _plainly if no_prefect else _under_prefect
     mode = "json" if json else "quiet" if quiet else "auto"
     try:
-        with _term_interrupts(), display.listening(mode) as listen:
+        with term_interrupts(), display.listening(mode) as listen:
             drive(found, name=recipe, lake=lake, run_id=run_id, rounds=rounds, overrides=overrides, on_event=listen)
-    except KeyboardInterrupt:
-        say(f"\ninterrupted; what was committed stays. To go on:\n  {_again(run_id)}")
+    except (KeyboardInterrupt, Exception) as error:
+        if not is_interrupt(error):
+            raise
+        say(f"\ninterrupted; what was committed stays. To go on:\n  {again(run_id)}")
         return INTERRUPTED
     return _finish(lake, run_id, show=not json, hints=not quiet, strict=fail_if_not_promoted)
 
@@ -107,7 +110,7 @@ def _finish(lake: Path, run_id: str, *, show: bool, hints: bool, strict: bool) -
 
 
 @contextlib.contextmanager
-def _term_interrupts() -> Iterator[None]:
+def term_interrupts() -> Iterator[None]:
     """TERM ends a run like Ctrl-C: workers are stopped, and the message says how to go on."""
 
     def interrupt(signum: int, frame: object) -> None:
@@ -120,7 +123,7 @@ def _term_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _again(run_id: str) -> str:
+def again(run_id: str) -> str:
     """The command line that continues this run."""
     words = ["strop", *sys.argv[1:]]
     if "--run-id" not in words:

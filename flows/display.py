@@ -73,6 +73,8 @@ def line(event: Event) -> str:
             return f"{where} done in {duration(event.seconds)}: {_count(event)}{_rates(event)}"
         case "stage_skipped":
             return f"{where} already in the lake"
+        case "stage_reused":
+            return f"{where} re-used{_sources(event)}: {_count(event)}"
         case "round_done":
             return f"round {event.round} done in {duration(event.seconds)}{_examined(event)}"
         case _:
@@ -103,6 +105,11 @@ def _count(event: Event) -> str:
     if isinstance(rows, dict):  # what a finished stage wrote, by table
         return ", ".join(f"{number(n)} {table}" for table, n in rows.items() if n) or "no rows"
     return f"{number(event.done)}/{number(event.total)}" if event.total else number(event.done)
+
+
+def _sources(event: Event) -> str:
+    """The runs that did the work of a re-used stage."""
+    return f" from {', '.join(event.detail['sources'])}" if event.detail.get("sources") else ""
 
 
 def _rates(event: Event) -> str:
@@ -184,8 +191,9 @@ class Board:
 
         if event.kind == "stage_done":
             return Text("✓", style="green"), event.stage, "", f"{_count(event)}{_rates(event)}", duration(event.seconds)
-        if event.kind == "stage_skipped":
-            return Text("=", style="dim"), event.stage, "", Text("already in the lake", style="dim"), ""
+        if event.kind in {"stage_skipped", "stage_reused"}:
+            what = f"re-used{_sources(event)}" if event.kind == "stage_reused" else "already in the lake"
+            return Text("=", style="dim"), event.stage, "", Text(what, style="dim"), ""
         left = _eta(event)
         bar = ProgressBar(total=event.total or None, completed=event.done, width=24, pulse=not event.total)
         rates = f"{_count(event)}{_rates(event)}" if event.done or event.total else ""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-FORMATS = ("table", "json", "csv")
+_SHOWN: dict[int, int | str] = dict.fromkeys(range(127, 160), 0xFFFD)
+_SHOWN |= {code: 0x2400 + code for code in range(32)}
+_SHOWN |= {9: " ", 10: "⏎", 13: "␍"}
+_SHOWN_LINES = {code: shown for code, shown in _SHOWN.items() if code != 10}
 CELL = 80
 """Characters of a cell of a table; JSON and CSV are never cut."""
 
@@ -24,16 +27,12 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, default=_plain, ensure_ascii=False)
 
 
-def rows(columns: Sequence[str], values: Sequence[Sequence[Any]], form: str) -> None:
-    """Print rows as a table, as a JSON list of objects, or as CSV."""
-    if form == "json":
-        print(as_json([dict(zip(columns, row, strict=True)) for row in values]))
-    elif form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([["" if v is None else _text(v) for v in row] for row in values])
-    else:
-        table(columns, [[cell(v) for v in row] for row in values])
+def json_line(value: Any) -> str:
+    """JSON on one line; what JSON has no number for (NaN, infinity) is null."""
+    try:
+        return json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), default=_plain, ensure_ascii=False)
 
 
 def table(columns: Sequence[str], values: Sequence[Sequence[str]], *, right: Sequence[int] | None = None) -> None:
@@ -51,17 +50,32 @@ def table(columns: Sequence[str], values: Sequence[Sequence[str]], *, right: Seq
 
 def cell(value: Any) -> str:
     """A value in one line of at most `CELL` characters."""
-    text = "" if value is None else _text(value)
-    text = text.replace("\n", "⏎").replace("\t", " ")
+    text = "" if value is None else plain(as_text(value))
     return text if len(text) <= CELL else text[: CELL - 1] + "…"
 
 
-def _text(value: Any) -> str:
+def plain(text: str, *, keep_lines: bool = False) -> str:
+    """The text without characters that a terminal obeys: what a model wrote must not move the cursor."""
+    if text.isprintable():
+        return text
+    return text.translate(_SHOWN_LINES if keep_lines else _SHOWN)
+
+
+def as_text(value: Any) -> str:
+    """A value as a person reads it: six digits, times to the second."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, datetime.datetime):
         return value.isoformat(sep=" ", timespec="seconds")
-    return json.dumps(value, default=_plain, ensure_ascii=False) if isinstance(value, (list, dict)) else str(value)
+    return json_line(value) if isinstance(value, (list, dict)) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

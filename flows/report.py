@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from strop.core.recipe import Recipe
 
 SAID = {"promote": "new champion", "keep": "kept the old", "roll_back": "rolled back", "stop": "stopped the run"}
+UNTRAINED = "nothing to train on"
 
 
 def print_rounds(state: RunState) -> None:
@@ -26,11 +27,16 @@ def print_rounds(state: RunState) -> None:
         if name == "pass@1":
             columns["95 % interval"] = [interval(row, name) for row in rounds]
     columns["kept"] = ["" if row.kept is None else f"{row.kept:,} of {row.judged:,}" for row in rounds]
-    columns["gate"] = [SAID.get(row.action or "", "") for row in rounds]
+    columns["gate"] = [UNTRAINED if untrained(row) else SAID.get(row.action or "", "") for row in rounds]
     columns["time"] = [display.duration(row.seconds) for row in rounds]
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     right = [i for i, name in enumerate(shown) if name not in {"round", "gate"}]
     output.table(list(shown), list(zip(*shown.values(), strict=True)), right=right)
+
+
+def untrained(row: Round) -> bool:
+    """Whether the round came as far as training and had no example: it made no policy."""
+    return row.policy is None and any(stage.split(".")[0] == "train" for stage in row.stages)
 
 
 def metric_names(rounds: list[Round]) -> list[str]:

@@ -13,10 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from strop.storage.place import place_of, run_lock_name
+
 if TYPE_CHECKING:
     from strop.core.recipe import Recipe
 
-RUNS = "SELECT run_id, recipe, seed, created_at FROM runs ORDER BY created_at, run_id"
+RUNS = "SELECT * FROM runs ORDER BY created_at, run_id"
+SEEN = """(
+SELECT t.* REPLACE (s.run_id AS run_id, s.round AS round) FROM {table} t JOIN (
+    SELECT coalesce(reuses, stage_run_id) AS made_by, run_id, min(round) AS round FROM stage_runs GROUP BY ALL
+) s ON s.made_by = t.stage_run_id)"""
+"""The rows of each run, those it re-uses included; only asked for where a run of the lake re-uses any."""
 STAGES = """
 SELECT run_id, round, stage, count(DISTINCT shard) AS done, max(shards) AS shards,
        min(started_at) AS started, max(started_at + to_microseconds(CAST(seconds * 1e6 AS BIGINT))) AS ended,
@@ -24,17 +31,19 @@ SELECT run_id, round, stage, count(DISTINCT shard) AS done, max(shards) AS shard
 FROM stage_runs GROUP BY run_id, round, stage ORDER BY ended
 """
 METRICS = """
-SELECT run_id, round, name, value, ci_low, ci_high FROM metrics WHERE slice = 'heldout' AND context_id IS NULL
+SELECT run_id, round, name, value, ci_low, ci_high FROM {metrics} WHERE slice = 'heldout' AND context_id IS NULL
 ORDER BY metric_id
 """
 KEPT = """
 SELECT run_id, round, count(*) FILTER (kept) AS kept, count(*) AS judged
-FROM (SELECT run_id, round, subject_id, bool_and(keep) AS kept FROM decisions
+FROM (SELECT run_id, round, subject_id, bool_and(keep) AS kept FROM {decisions}
       WHERE subject_kind = 'rollout' GROUP BY ALL)
 GROUP BY run_id, round
 """
-GATES = "SELECT run_id, round, action, reason FROM decisions WHERE subject_kind = 'policy' ORDER BY decision_id"
-POLICIES = "SELECT run_id, round, name, status FROM policies ORDER BY policy_id"
+GATES = """
+SELECT run_id, round, action, reason, subject_id FROM {decisions} WHERE subject_kind = 'policy' ORDER BY decision_id
+"""
+POLICIES = "SELECT run_id, round, name, status, policy_id FROM {policies} ORDER BY round, policy_id"
 
 
 PAUSE_S = 10.0
@@ -78,6 +87,8 @@ class RunState:
     """The last stage that was committed."""
     at: Any = None
     champion: str | None = None
+    reuses: dict[str, Any] | None = None
+    """A rerun: `from`, its first own stage, and `rounds`, the source rounds of each of its rounds."""
     rounds: dict[int, Round] = field(default_factory=dict)
     driver: dict[str, Any] | None = None
     """pid, host and since of the live process that drives it; None = nobody does."""
@@ -88,20 +99,27 @@ class RunState:
         return max(self.rounds, default=0)
 
 
-def states(lake: Path) -> list[RunState]:
-    """Every run of the lake, oldest first. Raises LakeError."""
+def states(lake: Path, *, snapshot: int | None = None) -> list[RunState]:
+    """Every run of the lake, oldest first, as it stood at a snapshot or stands now. Raises LakeError."""
     from strop.storage.console import open_console
 
-    with open_console(lake) as console:
+    with open_console(lake, snapshot=snapshot) as console:
         found = read_states(console)
-    for state in found:
+    for state in found if snapshot is None else ():
         state.driver = driver(lake, state.run_id)
     return found
 
 
 def read_states(console: Queryable) -> list[RunState]:
     """Every run the console sees, oldest first; without drivers."""
-    runs = {r[0]: RunState(r[0], r[1], r[2], r[3]) for r in console.query(RUNS).rows}
+    result = console.query(RUNS)
+    rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
+    runs = {r["run_id"]: RunState(r["run_id"], r["recipe"], r["seed"], r["created_at"]) for r in rows}
+    for found_run in rows:
+        if found_run.get("parent_run_id") is not None:  # a lake of an older schema has no such column
+            runs[found_run["run_id"]].reuses = json.loads(found_run["sources_json"])
+    any_reused = any(run.reuses for run in runs.values())
+    tables = {t: SEEN.format(table=t) if any_reused else t for t in ("metrics", "decisions", "policies")}
 
     def at(run_id: str, round: int) -> Round:
         run = runs.setdefault(run_id, RunState(run_id))
@@ -117,17 +135,34 @@ def read_states(console: Queryable) -> list[RunState]:
         runs[run_id].stage, runs[run_id].at = stage, ended
     for (run_id, round), found in spans.items():
         at(run_id, round).seconds = worked(found)
-    for run_id, round, name, value, low, high in console.query(METRICS).rows:
+    for run_id, round, name, value, low, high in console.query(METRICS.format(**tables)).rows:
         at(run_id, round).metrics[name] = (value, low, high)
-    for run_id, round, kept, judged in console.query(KEPT).rows:
+    for run_id, round, kept, judged in console.query(KEPT.format(**tables)).rows:
         at(run_id, round).kept, at(run_id, round).judged = kept, judged
-    for run_id, round, action, reason in console.query(GATES).rows:
+    promoted: set[tuple[str, int]] = set()
+    for run_id, round, action, reason, subject_id in console.query(GATES.format(**tables)).rows:
         at(run_id, round).action, at(run_id, round).reason = action, reason
-    for run_id, round, name, status in console.query(POLICIES).rows:
+        if action == "promote":
+            promoted.add((run_id, subject_id))
+    for run_id, round, name, status, policy_id in console.query(POLICIES.format(**tables)).rows:
         at(run_id, round).policy = name
-        if status == "champion":
-            runs[run_id].champion = name
+        run = runs[run_id]
+        if run.reuses is None or name.startswith(f"{run_id}/"):
+            champion = status == "champion"
+        else:  # the status is the other run's; what this run's own gate said of the policy counts
+            champion = run.champion is None or (run_id, policy_id) in promoted
+        if champion:
+            run.champion = name
     return list(runs.values())
+
+
+def reused(state: RunState) -> str:
+    """What a rerun re-uses, in words; empty for other runs."""
+    if state.reuses is None:
+        return ""
+    pooled = [" + ".join(f"{s['run']}@{s['round']}" for s in sources) for sources in state.reuses["rounds"]]
+    shown = [*pooled[:3], f"and {len(pooled) - 3} more"] if len(pooled) > 4 else pooled
+    return f"{', '.join(shown)} before {state.reuses['from']}"
 
 
 def worked(spans: list[tuple[float, float]]) -> float:
@@ -141,7 +176,7 @@ def worked(spans: list[tuple[float, float]]) -> float:
 
 def rounds_done(lake: Path, run_id: str, recipe: Recipe) -> int:
     """How many rounds of the run are complete: every stage of the recipe with every shard committed."""
-    if not (lake / "catalog.sqlite").exists():
+    if not place_of(lake).exists:
         return 0
     from strop.storage.console import open_console
 
@@ -168,9 +203,13 @@ def pass_at_most(rounds: list[Round]) -> str | None:
 
 def driver(lake: Path, run_id: str) -> dict[str, Any] | None:
     """Who holds the run's lock, if a live process does."""
+    if (place := place_of(lake)).catalog:
+        from strop.storage import advisory
+
+        return advisory.holder(place, run_lock_name(run_id))
     import fcntl
 
-    lock = lake / "locks" / f"run-{run_id.replace(os.sep, '_')}.lock"
+    lock = lake / "locks" / f"{run_lock_name(run_id)}.lock"
     try:
         who: dict[str, Any] = json.loads(lock.with_suffix(".json").read_text())
     except (OSError, ValueError):

@@ -1,19 +1,19 @@
 """One commit: all rows of one shard of one stage become visible together with its ledger row, or none does.
 
 Workers leave fsynced Parquet under `staging/`; here, under the lake's one exclusive lock, it is renamed below `data/`,
-the small rows are written beside it in the same way, and both are registered in one transaction. File names follow
-from the ledger key, so that a retry after a crash overwrites what the crash left instead of adding to it. The key is
-looked up inside the transaction: a commit that came through although its process died before hearing of it is not
-made twice.
+the small rows are written beside it, all of it is flushed to the disk, and then registered in one transaction of the
+catalog. File names follow from the ledger key, so that a retry after a crash overwrites what the crash left instead of
+adding to it. The key is looked up, and kept unique, in that transaction: a commit that came through although its
+process died before hearing of it is not made twice.
 
 Files must lie under `data/main/<table>/`: only there does DuckLake store relative paths, and a lake can be moved.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from pathlib import Path
 
 import duckdb
 
-from strop.storage.durable import discard, fsync, make_folder
+from strop.storage import keys
+from strop.storage.catalog_db import open_catalog_db
+from strop.storage.checksums import record, size_and_hash
+from strop.storage.data_files import DataFiles, data_files
 from strop.storage.errors import LakeError, did_you_mean
-from strop.storage.extensions import quoted
-from strop.storage.ids import digest
-from strop.storage.parquet import write_rows
+from strop.storage.footers import read_footer
+from strop.storage.ids import digest, in_file_name
+from strop.storage.parquet import to_bytes
+from strop.storage.place import Place
+from strop.storage.register import Placed, Signature, register
+from strop.storage.status import with_status
 from strop.storage.tables import BY_NAME, Row, StageRun
-from strop.storage.upkeep import synced
-
-KEY_IS_THERE = "SELECT count(*) FROM lake.stage_runs WHERE key = ?"
-REGISTER = "CALL ducklake_add_data_files('lake', {table}, ?::VARCHAR[])"
-SET_STATUS = "UPDATE lake.policies SET status = ? WHERE policy_id = ?"
-LAST_SNAPSHOT = "SELECT id FROM ducklake_last_committed_snapshot('lake')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,100 +57,79 @@ def check(commit: Commit) -> None:
                 raise LakeError(f"table {table!r} takes {BY_NAME[table].__name__} rows, got {type(row).__name__}")
 
 
-def commit_locked(connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit) -> int | None:
+def commit_locked(connection: duckdb.DuckDBPyConnection, place: Place, commit: Commit) -> int | None:
     """Make the commit; the caller holds the lock. None when the key was there already.
 
-    After any failure the transaction is rolled back and what was put below `data/` is removed.
+    After any failure nothing is registered and what was put below `data/` is removed.
     """
-    placed: list[Path] = []
-    connection.execute("BEGIN")
+    key = commit.stage_run.key
+    placed: list[str] = []
     try:
-        if _is_there(connection, commit.stage_run.key):
-            connection.execute("ROLLBACK")
-            return None
-        _place(connection, root, commit, placed)
-        _update_policies(connection, root, commit.policy_status)
-        _sign(connection, commit)
-    except BaseException:
-        _roll_back(connection)
-        discard(placed)
-        raise
-    return _finish(connection, commit.stage_run.key, placed)
+        rows, ended = with_status(connection, place, commit.rows, commit.policy_status)
+        rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
+        with open_catalog_db(place, write=True) as db:
+            if keys.find(db, key) is not None:
+                return None
+            files, hashes = _place(data_files(place), dataclasses.replace(commit, rows=rows), placed)
+            snapshot = register(db, files, _signature(commit), ended)
+            keys.add(db, key, snapshot)
+            record(db, hashes)
+        return snapshot
+    except BaseException as error:
+        made = _settle(place, key, placed)
+        if made is None or not isinstance(error, Exception):  # an interrupt stays one, although the commit stands
+            raise
+        return made
 
 
-def _is_there(connection: duckdb.DuckDBPyConnection, key: str) -> bool:
-    found = connection.execute(KEY_IS_THERE, [key]).fetchone()
-    return found is not None and found[0] > 0
+def _place(files: DataFiles, commit: Commit, placed: list[str]) -> tuple[list[Placed], dict[str, tuple[int, str]]]:
+    """Put the workers' files where they stay and the rows as files beside them.
+
+    What the catalog is to know of each, and size and checksum by their path below `data/`.
+    """
+    sources: dict[str, Path | bytes] = {}
+    found = []
+    hashes = {}
+    for table in {**commit.files, **commit.rows}:
+        members: list[Path | bytes] = [*commit.files.get(table, ())]
+        if table in commit.rows:
+            members.append(to_bytes(BY_NAME[table], commit.rows[table]))
+        for index, source in enumerate(members):
+            name = name_of(commit.stage_run, index)
+            found.append(Placed(table, name, read_footer(source)))
+            hashes[f"main/{table}/{name}"] = size_and_hash(source)
+            sources[files.at(f"data/main/{table}/{name}")] = source
+    placed += sources
+    files.put(sources)
+    return found, hashes
 
 
-def _place(connection: duckdb.DuckDBPyConnection, root: Path, commit: Commit, placed: list[Path]) -> None:
-    """Rename the workers' files to where they stay, write the rows beside them and register both."""
-    rows = {table: members for table, members in commit.rows.items() if members}
-    rows[StageRun.TABLE] = [*rows.get(StageRun.TABLE, ()), commit.stage_run]
-    for table in {**commit.files, **rows}:
-        targets: list[Path] = []
-        for path in commit.files.get(table, ()):
-            targets.append(target_of(root, table, commit.stage_run, len(targets)))
-            make_folder(targets[-1].parent)
-            path.replace(targets[-1])
-            placed.append(targets[-1])
-        for folder in {path.parent for path in targets}:
-            fsync(folder)
-        if table in rows:
-            targets.append(target_of(root, table, commit.stage_run, len(targets)))
-            placed.append(write_rows(targets[-1], BY_NAME[table], rows[table]))
-        if targets:
-            connection.execute(REGISTER.format(table=quoted(table)), [[str(path) for path in targets]])
+def name_of(stage_run: StageRun, index: int) -> str:
+    """Where in a table's folder the index-th file of a shard stays: the same on every retry."""
+    name = f"{in_file_name(stage_run.stage)}-{stage_run.shard}-{digest(stage_run.key, size=8)}-{index}.parquet"
+    return f"{in_file_name(stage_run.run_id)}/r{stage_run.round}/{name}"
 
 
-def target_of(root: Path, table: str, stage_run: StageRun, index: int) -> Path:
-    """Where the index-th file of a table of a shard stays: the same on every retry."""
-    run, stage = (re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in (stage_run.run_id, stage_run.stage))
-    name = f"{stage}-{stage_run.shard}-{digest(stage_run.key, size=8)}-{index}.parquet"
-    return root / "data" / "main" / table / (run or "_") / f"r{stage_run.round}" / name
-
-
-def _update_policies(connection: duckdb.DuckDBPyConnection, root: Path, policy_status: Mapping[int, str]) -> None:
-    """Set the status of policies; DuckDB writes the new versions of their rows itself."""
-    with synced(root, "policies"):
-        for policy_id, status in policy_status.items():
-            changed = connection.execute(SET_STATUS, [status, policy_id]).fetchone()
-            if changed is None or changed[0] != 1:
-                raise LakeError(
-                    f"cannot set the status of policy {policy_id} to {status!r}: the lake has no such policy"
-                )
-
-
-def _sign(connection: duckdb.DuckDBPyConnection, commit: Commit) -> None:
+def _signature(commit: Commit) -> Signature:
     of = commit.stage_run
     extra = {"run": of.run_id, "round": of.round, "stage": of.stage, "shard": of.shard, "key": of.key}
     message = commit.message or f"{of.run_id} round {of.round}: {of.stage} {of.shard + 1}/{of.shards}"
-    connection.execute(
-        "CALL lake.set_commit_message('strop', ?, extra_info => ?)", [message, json.dumps(extra, sort_keys=True)]
-    )
+    return Signature("strop", message, json.dumps(extra, sort_keys=True))
 
 
-def _finish(connection: duckdb.DuckDBPyConnection, key: str, placed: Sequence[Path]) -> int:
-    """COMMIT. When it fails nobody knows on which side, so the files go only if the key turns out to be absent."""
+def _settle(place: Place, key: str, placed: Sequence[str]) -> int | None:
+    """After an error nobody knows on which side of COMMIT it was: the files go only if the key is not there.
+
+    The key's snapshot; None when it is not there, or when even this look-up fails: then the files stay, harmless.
+    """
     try:
-        connection.execute("COMMIT")
-    except BaseException:
-        _roll_back(connection)
-        if _is_there(connection, key):  # else the files stay when even this look-up fails: an orphan is harmless
-            snapshot = connection.execute(LAST_SNAPSHOT).fetchone()
-            return int(snapshot[0]) if snapshot else -1
-        discard(placed)
-        raise
-    found = connection.execute(LAST_SNAPSHOT).fetchone()
-    assert found is not None  # a transaction was committed above
-    return int(found[0])
-
-
-def _roll_back(connection: duckdb.DuckDBPyConnection) -> None:
-    try:
-        connection.execute("ROLLBACK")
-    except duckdb.Error:  # DuckDB has already aborted it, as after a failed COMMIT
-        return
+        with open_catalog_db(place, write=True) as db:
+            snapshot = keys.find(db, key)
+    except (OSError, LakeError):
+        return None
+    if snapshot is None:
+        data_files(place).delete(placed)
+    return snapshot
 
 
 def failure(error: Exception, root: Path, stage_run: StageRun) -> LakeError:

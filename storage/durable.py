@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+AT_ONCE = 8
 
 
 def fsync(path: Path) -> None:
@@ -15,6 +18,14 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_all(paths: Iterable[Path]) -> None:
+    """Flush several files or folders side by side: a disk's journal takes them as one."""
+    several = list(paths)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(fsync, several):
+            pass
 
 
 def make_folder(path: Path) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+
+MORE_SPACE = "free some space and run the same command again; what was committed is not lost"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class StropError(Exception):
@@ -12,6 +16,10 @@ class StropError(Exception):
 
 class LakeError(StropError):
     """The lake cannot be opened, read or written as asked."""
+
+
+class CatalogError(LakeError):
+    """The database that holds the lake's catalog reported an error; it is the cause."""
 
 
 class RecipeError(StropError):
@@ -28,6 +36,26 @@ class StageError(StropError):
 
 class DataError(StropError, ValueError):
     """A file or data set of problems cannot be read as asked; carries the file and, where there is one, the line."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, and those it was raised from or while handling."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota had no room; libraries other than Python's own have exceptions of their own for it."""
+    return any(
+        (isinstance(e, OSError) and e.errno in FULL) or "No space left on device" in str(e) for e in causes(error)
+    )
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether a signal ended it: DuckDB turns an interrupt within a statement into a RuntimeError of its own."""
+    return any(not isinstance(e, Exception) for e in causes(error))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

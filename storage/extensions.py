@@ -1,7 +1,8 @@
 """DuckDB with DuckLake, offline: the signed extension builds come as wheels, pinned to DuckDB's version.
 
-The SQLite wheel does not load as shipped: DuckDB takes an extension's entry point from its file name, and that one
-is `sqlite_scanner`. So it is linked under the right name in a cache folder of the user.
+Only those that the lake's place needs are loaded. The SQLite wheel does not load as shipped: DuckDB takes the entry
+point from the file's name, and that one is `sqlite_scanner`. So it is linked under the right name in a cache folder of
+the user.
 """
 
 from __future__ import annotations
@@ -15,17 +16,36 @@ from pathlib import Path
 import duckdb
 
 from strop.storage.errors import LakeError
+from strop.storage.place import Place
 
 
-def connect() -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with DuckLake and the SQLite catalog loaded; it never goes to the network."""
+def connect(place: Place) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with DuckLake and what the place needs; it goes to no other server than the place's own."""
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
-    for path in (_shipped("ducklake", "ducklake"), _linked(_shipped("sqlite", "sqlite"), "sqlite_scanner")):
-        try:
-            connection.execute(f"LOAD {quoted(str(path))}")
-        except duckdb.Error as error:
-            raise LakeError(f"DuckDB {duckdb.__version__} cannot load {path}: {error}") from error
+    load(connection, _shipped("ducklake"))
+    if place.catalog:
+        load(connection, _shipped("postgres_scanner", "remote"))
+    else:
+        load(connection, _linked(_shipped("sqlite"), "sqlite_scanner"))
+    if place.data:
+        load_s3(connection, place)
     return connection
+
+
+def load_s3(connection: duckdb.DuckDBPyConnection, place: Place) -> None:
+    """Let the connection read and write the place's data on S3."""
+    from strop.storage.s3 import let_in
+
+    load(connection, _shipped("httpfs", "remote"))
+    let_in(connection, place)
+
+
+def load(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Load one extension. Raises LakeError when DuckDB refuses it."""
+    try:
+        connection.execute(f"LOAD {quoted(str(path))}")
+    except duckdb.Error as error:
+        raise LakeError(f"DuckDB {duckdb.__version__} cannot load {path}: {error}") from error
 
 
 def quoted(text: str) -> str:
@@ -33,11 +53,12 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _shipped(name: str, file: str) -> Path:
-    wheel = f"duckdb-extension-{name}=={duckdb.__version__}"
+def _shipped(name: str, extra: str | None = None) -> Path:
+    """The file in the extension's wheel. Raises LakeError that says what to install, `extra` where it is in one."""
+    wheel = f"'strop[{extra}]'" if extra else f"duckdb-extension-{name}=={duckdb.__version__}"
     spec = importlib.util.find_spec(f"duckdb_extension_{name}")
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "extensions" / f"v{duckdb.__version__}" / f"{file}.duckdb_extension"
+        path = Path(folder) / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
         if path.is_file():
             return path
     raise LakeError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,11 @@ ROWS_PER_SHARD = 1 << 20
 def digest(*parts: object, size: int = 16) -> str:
     """Hex BLAKE2b of the parts, each written as its repr, so that ('a', 'bc') and ('ab', 'c') differ."""
     return hashlib.blake2b("\x1f".join(map(repr, parts)).encode(), digest_size=size).hexdigest()
+
+
+def in_file_name(text: str) -> str:
+    """A name as part of a path: what file systems and object stores may not take is an underscore; never empty."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text) or "_"
 
 
 def shard_number(run_id: str, round: int, stage: str, shard: int) -> int:

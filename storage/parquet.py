@@ -34,9 +34,14 @@ _PLAIN = frozenset({"completion", "chosen", "rejected", "logps", "entropy", "sel
 """Columns whose values hardly ever repeat: a dictionary of them would be thrown away."""
 
 
+_SCHEMAS: dict[type[Row], pa.Schema] = {}
+
+
 def schema(row: type[Row]) -> pa.Schema:
     """The Arrow schema of a table."""
-    return pa.schema([pa.field(c.name, _arrow_type(c.sql_type)) for c in columns(row)])
+    if row not in _SCHEMAS:
+        _SCHEMAS[row] = pa.schema([pa.field(c.name, _arrow_type(c.sql_type)) for c in columns(row)])
+    return _SCHEMAS[row]
 
 
 def _arrow_type(sql_type: str) -> pa.DataType:
@@ -68,17 +73,8 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
     """Likewise for an Arrow table that has the schema of `row`."""
     make_folder(path.parent)
     fresh = path.with_name(f".{path.name}.writing")
-    dictionary, split = _encodings(row)
     try:
-        pq.write_table(
-            table,
-            fresh,
-            compression="zstd",
-            compression_level=3,
-            row_group_size=8192,
-            use_dictionary=dictionary,
-            column_encoding=split,
-        )
+        _encode(table, row, fresh)
         fsync(fresh)
         fresh.replace(path)
     except BaseException:
@@ -86,6 +82,26 @@ def write_table(path: Path, row: type[Row], table: pa.Table) -> Path:
         raise
     fsync(path.parent)
     return path
+
+
+def to_bytes(row: type[R], rows: Sequence[R]) -> bytes:
+    """The content of such a file, for few rows."""
+    sink = pa.BufferOutputStream()
+    _encode(to_arrow(row, rows), row, sink)
+    return bytes(sink.getvalue())
+
+
+def _encode(table: pa.Table, row: type[Row], sink: Path | pa.NativeFile) -> None:
+    dictionary, split = _encodings(row)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=8192,
+        use_dictionary=dictionary,
+        column_encoding=split,
+    )
 
 
 def _encodings(row: type[Row]) -> tuple[list[str], dict[str, str]]:

@@ -195,9 +195,9 @@ class Score(Row):
     answer: Annotated[str | None, _col("VARCHAR", "the answer extracted from the completion")] = None
     reason: Annotated[str | None, _col("VARCHAR", "why, in words")] = None
     detail: Annotated[str | None, _col("VARCHAR", "anything else, as JSON")] = None
-    supersedes: Annotated[int | None, _col("BIGINT", "score this one replaces: an error that was verified again")] = (
-        None
-    )
+    supersedes: Annotated[
+        int | None, _col("BIGINT", "score this one replaces, verified again; that one stays and is not counted")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import servers
 
 from strop.core.events import Event, RunSummary
 
@@ -43,3 +46,83 @@ def smoke(tmp_path_factory, own_cache) -> FinishedRun:
     events: list[Event] = []
     summary = run_loop(load("smoke"), lake=lake, run_id="smoke", on_event=events.append)
     return FinishedRun(lake, "smoke", summary, events)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Two folders that are one lake, as if each were on a machine of its own."""
+
+    catalog: str
+    data: str
+    endpoint: str
+    a: Path
+    b: Path
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    try:
+        with servers.postgres() as uri:
+            yield uri
+    except servers.NoServerError as error:
+        pytest.skip(f"no PostgreSQL runs here: {error}")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    try:
+        with servers.s3() as url:
+            yield url
+    except servers.NoServerError as error:
+        pytest.skip(f"no S3 server runs here: {error}")
+
+
+_NUMBER = itertools.count()
+
+
+@pytest.fixture
+def credentials(monkeypatch):
+    """What a user has in the environment."""
+    servers.set_environment(monkeypatch.setenv)
+
+
+@pytest.fixture
+def database(postgres_server, credentials) -> str:
+    """An empty database."""
+    return servers.make_database(postgres_server, f"lake{next(_NUMBER)}")
+
+
+@pytest.fixture
+def bucket(s3_server, credentials) -> str:
+    """An empty bucket."""
+    return servers.make_bucket(s3_server, f"bucket{next(_NUMBER)}")
+
+
+@pytest.fixture(scope="session")
+def shared_template(postgres_server, s3_server, tmp_path_factory) -> Machines:
+    """One empty lake on PostgreSQL and S3, made once and then copied."""
+    from strop.storage import postgres
+    from strop.storage.joining import join
+
+    with pytest.MonkeyPatch.context() as patch:
+        servers.set_environment(patch.setenv)
+        root = tmp_path_factory.mktemp("shared") / "template"
+        catalog = servers.make_database(postgres_server, "template_lake")
+        made = Machines(catalog, servers.make_bucket(s3_server, "template") + "/my lake", s3_server, root, root)
+        join(root, {"catalog": made.catalog, "data": made.data, "endpoint": made.endpoint})
+        postgres.close_idle()  # a database that somebody uses cannot be copied
+    return made
+
+
+@pytest.fixture
+def machines(shared_template, postgres_server, bucket, tmp_path) -> Machines:
+    """A lake on PostgreSQL and S3, joined from two folders."""
+    old = shared_template
+    catalog = servers.make_database(postgres_server, f"lake{next(_NUMBER)}", template="template_lake")
+    made = Machines(catalog, f"{bucket}/my lake", old.endpoint, tmp_path / "a", tmp_path / "b")
+    servers.move_data(catalog, old.endpoint, old.data, made.data)
+    for root in (made.a, made.b):
+        shutil.copytree(old.a, root)
+        text = (root / "lake.toml").read_text().replace(old.catalog, catalog).replace(old.data, made.data)
+        (root / "lake.toml").write_text(text)
+    return made

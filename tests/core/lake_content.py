@@ -6,14 +6,20 @@ from strop.storage.tables import TABLES, columns
 VOLATILE = {"started_at", "seconds", "host", "created_at", "latency_s"}
 
 
-def content(root, *, without_run=False):
-    """table -> sorted rows. `without_run` leaves out run ids and whatever is derived from them."""
+def content(root, *, without_run=False, run_id=None):
+    """table -> sorted rows, of one run only if asked. `without_run` leaves out run ids and whatever follows from them.
+
+    Columns that an older lake lacks are left out, too.
+    """
     skip = VOLATILE | (RUN_BOUND if without_run else set())
     found = {}
+    where, params = ("", []) if run_id is None else (" WHERE run_id = ?", [run_id])
     with open_lake(root, read_only=True) as lake:
+        there = {row[0] for row in lake.query("SELECT table_name || '.' || column_name FROM duckdb_columns()")}
         for table in TABLES:
-            names = ", ".join(f'"{c.name}"' for c in columns(table) if c.name not in skip)
-            found[table.TABLE] = sorted(map(repr, lake.query(f"SELECT {names} FROM {table.TABLE}")))
+            known = [c.name for c in columns(table) if f"{table.TABLE}.{c.name}" in there]
+            names = ", ".join(f'"{name}"' for name in known if name not in skip)
+            found[table.TABLE] = sorted(map(repr, lake.query(f"SELECT {names} FROM {table.TABLE}{where}", params)))
     return found
 
 

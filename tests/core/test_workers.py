@@ -32,6 +32,13 @@ def die(_, report):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def hoard(size, report):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+    return len(bytearray(size))
+
+
 def nap(seconds, report):
     report(os.getpid())
     time.sleep(seconds)
@@ -87,6 +94,12 @@ def test_an_error_meant_for_the_user_keeps_its_type(workers):
 def test_a_killed_worker_is_reported_with_its_signal_and_log(workers):
     with pytest.raises(StageError, match=r"ended by signal SIGKILL.*worker-0\.log"):
         list(workers.run(die, [0]))
+
+
+def test_a_worker_that_gets_no_memory_says_so_with_the_name_of_its_job(workers):
+    with pytest.raises(StageError, match=r"^shard 2 of 2: out of memory \(MemoryError\): free some, or lower"):
+        list(workers.run(hoard, [1, 1 << 40], names=["shard 1 of 2", "shard 2 of 2"]))
+    assert dict(workers.run(double, [1])) == {0: 2}
 
 
 def test_release_ends_a_busy_worker(workers):

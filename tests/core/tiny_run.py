@@ -78,7 +78,7 @@ class Inline:
     def __init__(self, count: int, log_dir: Path, *, threads: int = 1, preload: Any = ()) -> None:
         self.count, self.threads = count, threads
 
-    def run(self, job: Any, arguments: Any, on_report: Any = None) -> Any:
+    def run(self, job: Any, arguments: Any, on_report: Any = None, names: Any = ()) -> Any:
         for i, argument in enumerate(arguments):
             yield i, job(argument, lambda value, i=i: on_report(i, value) if on_report else None)
 

@@ -71,6 +71,9 @@ def here(ran: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ["validate", "tiny.yaml"],
         ["plan", "tiny.yaml"],
         ["sql", "SELECT 1"],
+        ["sql", "--as-of", "round=1", "--format", "csv", "SELECT count(*) FROM rollouts"],
+        ["sql", "\\d"],
+        ["snapshots"],
         ["plugins", "list"],
         ["server", "--help"],
     ],
@@ -126,7 +129,7 @@ def test_an_unexpected_error_names_the_file_with_its_traceback(
 ) -> None:
     from strop.flows import runs
 
-    def broken(lake: Path) -> None:
+    def broken(lake: Path, *, snapshot: int | None) -> None:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(runs, "states", broken)
@@ -246,7 +249,7 @@ def test_doctor_finds_this_installation_sound_and_a_broken_lake(
     from strop.flows import checks
 
     assert checks.versions().level == "ok", checks.versions().found
-    assert checks.extensions().level == "ok"
+    assert checks.extensions(here / "lake").level == "ok"
     assert checks.lake_opens(here / "lake").found.endswith("1 run")
     (tmp_path / "catalog.sqlite").write_text("not a catalog")
     assert checks.lake_opens(tmp_path).level == "fail"

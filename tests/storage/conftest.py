@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from every_link import fill
 
 from strop.storage.lake import Lake, open_lake
 
@@ -25,3 +26,13 @@ def lake(empty_lake: Path, tmp_path: Path) -> Iterator[Lake]:
     shutil.copytree(empty_lake, tmp_path / "lake")
     with open_lake(tmp_path / "lake") as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def every_link_lake(empty_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake in which every link between rows occurs."""
+    root = tmp_path_factory.mktemp("links") / "lake"
+    shutil.copytree(empty_lake, root)
+    with open_lake(root) as opened:
+        fill(opened)
+    return root

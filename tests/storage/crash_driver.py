@@ -13,19 +13,22 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lake_rows import ledger, rollouts
 
 from strop.storage import commit as commit_module
-from strop.storage import extensions
+from strop.storage import data_files, extensions
 from strop.storage.console import open_console
 from strop.storage.lake import Lake, open_lake
 from strop.storage.parquet import write_rows
+from strop.storage.place import Place
 from strop.storage.tables import Policy, Rollout, Score
 
 COUNTS = """
@@ -36,23 +39,15 @@ NOTHING = (0, 0, 0, "candidate", None)
 EVERYTHING = (100, 2, 1, "champion", sum(range(1, 101)))
 
 
-class Mortal:
-    """A connection whose process dies just before its `at`-th step, counting the steps of `commit_module` too."""
+class Clock:
+    """Ends the process just before its `at`-th step."""
 
-    def __init__(self, inner: Any, at: int) -> None:
-        self.inner, self.left = inner, at
+    left = -1
 
     def step(self) -> None:
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
-
-    def execute(self, *args: Any) -> Any:
-        self.step()
-        return self.inner.execute(*args)
-
-    def close(self) -> None:
-        self.inner.close()
 
     def stepping(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def stepped(*args: Any) -> Any:
@@ -60,6 +55,39 @@ class Mortal:
             return function(*args)
 
         return stepped
+
+
+CLOCK = Clock()
+STEPS = (
+    (commit_module, "to_bytes"),
+    (commit_module, "read_footer"),
+    (data_files, "make_folder"),
+    (data_files, "fsync_all"),
+)
+
+
+class MortalDuckDb:
+    """DuckDB's connection; each statement is a step."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.execute = CLOCK.stepping(inner.execute)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class MortalSqlite(sqlite3.Connection):
+    """The catalog's connection; beginning, making the snapshot, committing and closing are steps."""
+
+    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:  # type: ignore[override]
+        if sql.startswith(("BEGIN", "COMMIT", "INSERT INTO ducklake_snapshot ")):
+            CLOCK.step()
+        return super().execute(sql, *args)
+
+    def close(self) -> None:
+        CLOCK.step()
+        super().close()
 
 
 def commit(lake: Lake) -> int | None:
@@ -84,10 +112,11 @@ def in_child(work: Callable[[], None]) -> int:
 def dying_at(root: Path, step: int) -> Callable[[], None]:
     def work() -> None:
         with open_lake(root) as lake:
-            mortal = Mortal(lake._connection, step)
-            lake._connection = mortal  # type: ignore[assignment]
-            for name in ("fsync", "write_rows"):
-                setattr(commit_module, name, mortal.stepping(getattr(commit_module, name)))
+            lake._connection = MortalDuckDb(lake._connection)  # type: ignore[assignment]
+            sqlite3.connect = partial(sqlite3.connect, factory=MortalSqlite)  # type: ignore[assignment]
+            for module, name in STEPS:
+                setattr(module, name, CLOCK.stepping(getattr(module, name)))
+            CLOCK.left = step
             commit(lake)
 
     return work
@@ -105,7 +134,7 @@ def check(root: Path, what: str) -> None:
     _, status = os.waitpid(in_child(lambda: whole(root)), 0)
     with open_console(root) as console:
         retried = console.query(COUNTS).rows[0]
-        files = [str(file.path) for table in console._catalog.tables.values() for file in table.files]
+        files = [file.path for table in console._catalog.tables.values() for file in table.files]
     on_disk = [str(path) for path in (root / "data/main/rollouts").rglob("*.parquet")]
     print(
         json.dumps(
@@ -124,9 +153,9 @@ def check(root: Path, what: str) -> None:
 
 def main(folder: Path, random_kills: int) -> None:
     template = folder / "template"
-    loaded = extensions.connect()
+    loaded = extensions.connect(Place(folder))
     loaded.execute("SET threads = 1")
-    extensions.connect = lambda: loaded
+    extensions.connect = lambda place: loaded
 
     def make() -> None:
         policy = Policy(policy_id=1, status="candidate", kind="full", path="p", content_hash="h")
@@ -142,8 +171,12 @@ def main(folder: Path, random_kills: int) -> None:
         died = os.WIFSIGNALED(status)
         check(root, f"step {step}" if died else "no crash")
         step += 1
+    kill_at_random(folder, template, random_kills)
+
+
+def kill_at_random(folder: Path, template: Path, kills: int) -> None:
     dice = random.Random(0)
-    for kill in range(random_kills):
+    for kill in range(kills):
         root = folder / f"random{kill}"
         shutil.copytree(template, root)
         reading, writing = os.pipe()
@@ -156,7 +189,7 @@ def main(folder: Path, random_kills: int) -> None:
 
         pid = in_child(signalled)
         os.read(reading, 1)
-        time.sleep(dice.uniform(0.0, 0.08))
+        time.sleep(dice.uniform(0.0, 0.04))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         check(root, f"random {kill}")

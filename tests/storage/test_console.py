@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from lake_rows import ledger, one_of_each, rollouts
 
-from strop.storage.catalog import LiveColumn, LiveFile, LiveTable, read_catalog, snapshot_of
+from strop.storage.catalog import LiveColumn, LiveFile, LiveTable, read_catalog
 from strop.storage.console import open_console
 from strop.storage.errors import LakeError
 from strop.storage.lake import Lake
+from strop.storage.patience import Patience
+from strop.storage.ready_views import READY
 from strop.storage.tables import (
     BY_NAME,
     Decision,
@@ -200,19 +204,21 @@ def test_pass_rates_leave_errors_out_and_count_a_redone_score_once(lake: Lake) -
         for i, (subject, verdict) in enumerate(verdicts)
     ]
     step = Score(score_id=9, run_id="t-s0", round=1, subject_id=1, problem_id=7, step_index=0, verdict="fail")
+    said = {"run_id": "t-s0", "round": 1, "subject_id": 5, "problem_id": 7, "scorer": "answer"}
+    redone = [Score(score_id=20, verdict="pass", **said), Score(score_id=21, verdict="fail", supersedes=20, **said)]
     problem = Problem(problem_id=7, task="sums", split="heldout", prompt="?")
-    lake.commit(ledger(), rows={"scores": [*scores, step], "problems": [problem]})
+    lake.commit(ledger(), rows={"scores": [*scores, step, *redone], "problems": [problem]})
     with open_console(lake.root) as console:
         rates = console.query("SELECT * FROM v_pass_rates")
         described = next(t for t in console.tables() if t.name == "v_pass_rates")
-    assert rates.rows == [("t-s0", 1, "answer", 7, "sums", "heldout", None, 3, 2, 2 / 3)]
+    assert rates.rows == [("t-s0", 1, "answer", "", 7, "sums", "heldout", None, 4, 2, 0.5)]
     assert [(c.name, c.sql_type) for c in described.columns] == list(zip(rates.columns, rates.types, strict=True))
 
 
 def test_every_table_and_column_is_documented(lake: Lake) -> None:
     with open_console(lake.root) as console:
         tables = {t.name: t for t in console.tables()}
-        assert set(tables) == {*BY_NAME, "v_rounds", "v_pass_rates"}
+        assert set(tables) == {*BY_NAME, *READY}
         for table in tables.values():
             assert table.doc
             assert all(c.doc for c in table.columns), table.name
@@ -224,13 +230,15 @@ def test_the_console_loads_nothing_heavy(lake: Lake) -> None:
     lake.commit(ledger(), rows={"rollouts": rollouts(2)})
     script = f"""
 import sys
+import threading
+import time
 from pathlib import Path
 from strop.storage.console import open_console
 from strop.storage.lineage import trace
 with open_console(Path({str(lake.root)!r})) as console:
     assert console.query("SELECT count(*) FROM rollouts").rows == [(2,)]
     trace(console, 1)
-heavy = {{"pyarrow", "numpy", "pandas", "torch", "prefect"}} & set(sys.modules)
+heavy = {{"pyarrow", "numpy", "pandas", "torch", "prefect", "psutil", "filelock", "xxhash"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -239,20 +247,55 @@ assert not heavy, heavy
 def test_the_catalog_knows_files_and_deletions(lake: Lake) -> None:
     policies = [Policy(policy_id=i, status="candidate", kind="full", path="p", content_hash="h") for i in (1, 2)]
     lake.commit(ledger("a"), rows={"policies": policies})
-    lake.commit(ledger("b"), policy_status={1: "champion"})
+    lake.query("UPDATE policies SET status = 'champion' WHERE policy_id = 1")
     files = read_catalog(lake.root).tables["policies"].files
     assert [(f.rows, f.deleted, f.deletes is not None) for f in files] == [(2, 1, True), (1, 0, False)]
+    lake.commit(ledger("b"), policy_status={2: "retired"})
+    files = read_catalog(lake.root).tables["policies"].files
+    assert [(f.rows, f.deleted, f.deletes is not None) for f in files] == [(1, 0, False), (1, 0, False)]
+    with open_console(lake.root) as console:
+        assert console.query("SELECT status FROM policies ORDER BY policy_id").rows == [("champion",), ("retired",)]
 
 
-def test_a_round_names_its_last_snapshot(lake: Lake) -> None:
-    made = [
-        lake.commit(ledger(f"{run}{round}{i}", run_id=run, round=round), rows={"rollouts": rollouts(1, first=9)})
-        for run in ("a", "b")
-        for round in (0, 1)
-        for i in (0, 1)
-    ]
-    assert snapshot_of(lake.root, 0, "a") == made[1]
-    assert snapshot_of(lake.root, 0) == made[5]
-    assert snapshot_of(lake.root, 1, "a") == made[3]
-    with pytest.raises(LakeError, match=r"no commit of round 7 of a in .*: a has rounds 0 to 1; b has rounds 0 to 1"):
-        snapshot_of(lake.root, 7, "a")
+def test_rows_are_fetched_as_they_are_needed_and_a_slow_reader_costs_no_time(lake: Lake) -> None:
+    with open_console(lake.root, memory_gb=0.2) as console:
+        with console.stream("SELECT range FROM range(1000000000000)", timeout_s=0.2) as found:
+            batches = found.batches(1000)
+            assert next(batches)[0] == (0,)
+            time.sleep(0.4)
+            assert next(batches)[0] == (1000,)
+        assert console.query("SELECT 1").rows == [(1,)]
+
+
+def test_arrow_batches_have_the_types_of_the_lake(lake: Lake) -> None:
+    lake.commit(ledger(), rows=one_of_each())
+    with (
+        open_console(lake.root) as console,
+        console.stream("SELECT created_at, parents FROM runs, problems LIMIT 3") as found,
+    ):
+        schema, batches = found.arrow(2)
+        assert [str(field.type) for field in schema] == ["timestamp[us, tz=UTC]", "list<l: int64>"]
+        assert [batch.num_rows for batch in batches] == [2, 1]
+
+
+def test_a_query_cancelled_from_another_thread_says_so_and_the_console_goes_on(lake: Lake) -> None:
+    with open_console(lake.root) as console:
+        timer = threading.Timer(0.2, console.cancel)
+        timer.start()
+        with pytest.raises(LakeError, match="was cancelled"):
+            console.query("SELECT count(*) FROM range(1000000000000) WHERE range % 7 = 3")
+        timer.join()
+        assert console.query("SELECT 1").rows == [(1,)]
+
+
+def test_the_time_of_all_fetches_counts_together() -> None:
+    over = threading.Event()
+    patience = Patience(0.3, over.set, None)
+    with patience.spending():
+        time.sleep(0.2)
+    time.sleep(0.2)
+    assert not over.is_set()
+    with patience.spending(), patience.spending():
+        assert over.wait(0.2)
+    assert patience.is_over
+    assert 0.3 <= patience.spent_s < 0.4

@@ -1,115 +1,142 @@
-"""The console reads the lake's tables and nothing else, and says so."""
+"""The console reads the lake's tables and nothing else, and says so.
+
+`hostile.json` has the statements: the idea or origin of each, what the console says, and, for those that only the gate
+stops, what they would do behind it. `{file}` is a file outside, `{out}` one that must not appear, `{data}` a file of
+the lake.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 import pytest
 from lake_rows import ledger, rollouts
 
+from strop.storage import gate
 from strop.storage.console import open_console
 from strop.storage.errors import LakeError
 from strop.storage.lake import Lake
+from strop.storage.tables import BY_NAME
 
-HOSTILE = {
-    "COPY rollouts TO '{out}'": "only reads.*COPY",
-    "COPY (SELECT 1) TO '{out}' (FORMAT parquet)": "only reads.*COPY",
-    "COPY rollouts FROM '{file}'": "only reads.*COPY",
-    "ATTACH '{out}' AS x": "only reads.*ATTACH",
-    "ATTACH 'sqlite:{catalog}' AS x": "only reads.*ATTACH",
-    "SELECT * FROM read_csv('{file}')": "table function read_csv",
-    "SELECT * FROM read_csv_auto('{file}')": "table function read_csv_auto",
-    "SELECT * FROM read_text('{file}')": "table function read_text",
-    "SELECT * FROM read_blob('{file}')": "table function read_blob",
-    "SELECT * FROM read_json('{file}')": "table function read_json",
-    "SELECT * FROM read_parquet('{file}')": "table function read_parquet",
-    "SELECT * FROM parquet_scan(['{file}'])": "table function parquet_scan",
-    "SELECT * FROM parquet_metadata('{file}')": "table function parquet_metadata",
-    "SELECT * FROM parquet_schema('{file}')": "table function parquet_schema",
-    "SELECT * FROM sniff_csv('{file}')": "table function sniff_csv",
-    "SELECT * FROM glob('/*')": "table function glob",
-    "SELECT * FROM sqlite_scan('{catalog}', 'ducklake_snapshot')": "table function sqlite_scan",
-    "SELECT * FROM read_duckdb('{file}')": "table function read_duckdb",
-    "SELECT * FROM '{file}'": "no table",
-    'SELECT * FROM "{file}"': "no table",
-    "DESCRIBE '{file}'": "no table",
-    "SUMMARIZE '{file}'": "no table",
-    "SELECT (SELECT max(x) FROM '{file}' t(x))": "no table",
-    "WITH a AS (SELECT * FROM glob('/*')) SELECT * FROM a": "table function glob",
-    "SELECT * FROM rollouts WHERE rollout_id IN (SELECT size FROM read_text('{file}'))": "table function read_text",
-    "FROM rollouts r, LATERAL (SELECT * FROM read_text(r.prompt))": "table function read_text",
-    "SELECT * FROM query('SELECT 1')": "table function query",
-    "SELECT * FROM query_table('rollouts')": "table function query_table",
-    "SELECT * FROM json_execute_serialized_sql('{{}}')": "table function json_execute_serialized_sql",
-    "SELECT * FROM enable_logging()": "table function enable_logging",
-    "SELECT * FROM duckdb_secrets()": "table function duckdb_secrets",
-    "SELECT * FROM duckdb_settings()": "table function duckdb_settings",
-    "SELECT * FROM pragma_table_info('{file}')": "table function pragma_table_info",
-    "SELECT getenv('HOME')": "function getenv",
-    "SELECT write_log('x')": "function write_log",
-    "INSTALL httpfs": "only reads.*INSTALL",
-    "LOAD '{file}'": "only reads.*LOAD",
-    "SET enable_external_access = true": "only reads.*SET",
-    "RESET memory_limit": "only reads.*RESET",
-    "PRAGMA database_list": "no table|only reads",
-    "PRAGMA enable_profiling": "only reads",
-    "CREATE TABLE t AS SELECT 1": "only reads.*CREATE",
-    "CREATE OR REPLACE VIEW rollouts AS SELECT 1": "only reads.*CREATE",
-    "CREATE MACRO m() AS 1": "only reads.*CREATE",
-    "INSERT INTO rollouts (problem_id) VALUES (1)": "only reads.*INSERT",
-    "UPDATE policies SET status = 'champion'": "only reads.*UPDATE",
-    "DELETE FROM rollouts": "only reads.*DELETE",
-    "DROP VIEW rollouts": "only reads.*DROP",
-    "TRUNCATE rollouts": "only reads.*TRUNCATE",
-    "EXPORT DATABASE '{out}'": "only reads.*EXPORT",
-    "IMPORT DATABASE '{out}'": "only reads",
-    "CALL pragma_version()": "only reads.*CALL",
-    "CHECKPOINT": "only reads.*CHECKPOINT",
-    "BEGIN": "only reads.*BEGIN",
-    "PREPARE p AS SELECT 1": "only reads.*PREPARE",
-    "EXPLAIN ANALYZE SELECT 1": "only reads.*EXPLAIN",
-    "SELECT 1; SELECT 2": "got 2 statements",
-    "SELECT 1; DROP VIEW rollouts": "got 2 statements",
+HOSTILE = json.loads(Path(__file__).with_name("hostile.json").read_text())
+DEEP = {
+    "deep_list": "[" * 600 + "1" + "]" * 600,
+    "deep_parentheses": "(" * 100_000 + "1" + ")" * 100_000,
+    "deep_not": "NOT " * 20_000 + "true",
+}
+MISTAKEN = {
     "": "got 0 statements",
     "-- nothing": "got 0 statements",
-    "SELEC 1": "not SQL that DuckDB understands",
+    "SELEC 1": "got SELEC; did you mean 'SELECT'",
+    "SELECT 'open": "not SQL that DuckDB understands",
+    "SELECT '\udcff'": "valid Unicode",
     "SELECT * FROM rollout": "did you mean 'rollouts'",
-    "SELECT * FROM other.rollouts": "no table 'other.rollouts'",
-    "SELECT * FROM rollouts AT (VERSION => 1)": "--as-of",
     "SELECT nope FROM rollouts": "nope",
+    "WITH a AS (SELECT 1) SELECT * FROM b": "no table 'b'",
 }
 HARMLESS = (
     "SELECT count(*) FROM rollouts",
-    "FROM rollouts SELECT problem_id, max(n_tokens) GROUP BY ALL",
+    "FROM rollouts SELECT problem_id, max(n_tokens) GROUP BY ALL;",
     "SELECT * FROM Rollouts r JOIN main.problems p USING (problem_id)",
     "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 5) SELECT * FROM n",
     "WITH rates AS MATERIALIZED (SELECT * FROM v_pass_rates) SELECT * FROM rates",
+    "WITH a AS (SELECT 1), b AS (SELECT * FROM a) SELECT * FROM b WHERE 1 IN (SELECT * FROM a)",
+    "WITH rollouts AS (SELECT * FROM rollouts WHERE round = 1) SELECT count(*) FROM rollouts",
+    "WITH a AS (WITH a AS (SELECT 2 AS x) SELECT * FROM a) SELECT * FROM a UNION SELECT * FROM a",
+    "WITH tables AS (SELECT 1) SELECT * FROM information_schema.tables, tables",
     "SELECT * FROM range(3), unnest([1, 2]) u(x), generate_series(1, 2)",
     "SELECT unnest(token_ids) FROM rollouts",
     "SELECT * FROM (VALUES (1), (2)) t(x) UNION SELECT rollout_id FROM rollouts",
+    "(SELECT 1) UNION ALL (SELECT 2)",
+    "/* a comment; */ TABLE rollouts -- another;",
     "FROM rollouts PIVOT (count(*) FOR split IN ('train', 'heldout'))",
     "DESCRIBE rollouts",
     "SUMMARIZE SELECT problem_id FROM rollouts",
     "SHOW TABLES",
     "SHOW ALL TABLES",
     "SELECT table_name FROM information_schema.tables",
+    "SELECT relname FROM pg_catalog.pg_class",
     "SELECT column_name FROM duckdb_columns() WHERE table_name = 'rollouts'",
-    "SELECT 'COPY rollouts TO ''/x''; DROP TABLE y' AS text;",
+    "SELECT 'COPY rollouts TO ''/x''; DROP TABLE y; é' AS text;",
 )
 
 
-def test_hostile_and_mistaken_statements_are_refused_with_a_reason(lake: Lake, tmp_path: Path) -> None:
+@pytest.fixture
+def places(lake: Lake, tmp_path: Path) -> dict[str, str]:
+    """What the names in braces stand for; the lake has two rollouts."""
     lake.commit(ledger(), rows={"rollouts": rollouts(2)})
+    data = next((lake.root / "data" / "main" / "rollouts").rglob("*.parquet"))
     file = tmp_path / "secret.csv"
     file.write_text("x\n1\n")
-    places = {"file": file, "out": tmp_path / "out", "catalog": lake.root / "catalog.sqlite"}
+    found = {"file": file, "out": tmp_path / "out", "lake": lake.root, "catalog": lake.root / "catalog.sqlite"}
+    found |= {"data": data, "data_name": data.relative_to(lake.root)}
+    return {name: str(path) for name, path in found.items()} | DEEP
+
+
+def filled(places: dict[str, str]) -> Iterator[tuple[dict[str, str], str]]:
+    """The hostile statements, each with its text for these places."""
+    for entry in HOSTILE:
+        yield entry, re.sub(r"\{(\w+)\}", lambda name: places[name[1]], entry["sql"])
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Hash of every file; but of SQLite's lock table, which readers write."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".sqlite-shm" and (path.suffix != ".sqlite-wal" or path.stat().st_size)
+    }
+
+
+def test_hostile_statements_are_refused_and_leave_no_trace(lake: Lake, places: dict[str, str], tmp_path: Path) -> None:
+    assert len({entry["sql"] for entry in HOSTILE}) == len(HOSTILE) >= 200
+    before = files(tmp_path)
     with open_console(lake.root) as console:
-        for sql, reason in HOSTILE.items():
-            with pytest.raises(LakeError, match=f"(?is){reason}"):
-                console.query(sql.format(**places))
+        for entry, sql in filled(places):
+            with pytest.raises(LakeError, match=f"(?is){entry['says']}"):
+                console.query(sql)
         assert console.query("SELECT count(*) FROM rollouts").rows == [(2,)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lake", "secret.csv"]
+        assert {row[0] for row in console.query("SHOW TABLES").rows} >= set(BY_NAME)
+    assert files(tmp_path) == before
+
+
+def test_the_gate_alone_refuses_them_all(places: dict[str, str], tmp_path: Path) -> None:
+    """On a connection that DuckDB does not lock down at all."""
+    before = files(tmp_path)
+    with duckdb.connect() as connection:
+        for entry, sql in filled(places):
+            with pytest.raises(LakeError, match=f"(?is){entry['says']}"):
+                gate.check(connection, sql, BY_NAME)
+        assert connection.execute("SELECT 1").fetchall() == [(1,)]
+    assert files(tmp_path) == before
+
+
+def test_the_connection_alone_stops_all_but_those_the_list_names(
+    lake: Lake, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a gate that lets everything through."""
+    before = files(tmp_path)
+    with open_console(lake.root) as console:
+        console.query("SHOW TABLES")
+        monkeypatch.setattr(gate, "check", lambda connection, sql, tables: gate.Question(set(), {}))
+        for entry, sql in filled(places):
+            if "behind the gate" not in entry:
+                with pytest.raises(LakeError):
+                    console.query(sql)
+                assert console.query("SELECT count(*) FROM rollouts").rows == [(2,)], sql
+    assert files(tmp_path) == before
+
+
+def test_a_mistake_is_named(lake: Lake) -> None:
+    with open_console(lake.root) as console:
+        for sql, reason in MISTAKEN.items():
+            with pytest.raises(LakeError, match=f"(?is){reason}"):
+                console.query(sql)
 
 
 def test_ordinary_questions_pass(lake: Lake) -> None:
@@ -117,26 +144,6 @@ def test_ordinary_questions_pass(lake: Lake) -> None:
     with open_console(lake.root) as console:
         for sql in HARMLESS:
             assert console.query(sql).columns, sql
-
-
-def test_behind_the_gate_there_is_a_second_wall(lake: Lake, tmp_path: Path) -> None:
-    """Were the gate to miss something, DuckDB itself may open the snapshot's files and nothing else."""
-    lake.commit(ledger(), rows={"rollouts": rollouts(2)})
-    (tmp_path / "secret.csv").write_text("x\n1\n")
-    with open_console(lake.root) as console:
-        for sql in (
-            f"SELECT * FROM read_csv('{tmp_path}/secret.csv')",
-            f"SELECT * FROM read_text('{lake.root}/catalog.sqlite')",
-            f"COPY (SELECT 1) TO '{tmp_path}/out.csv'",
-            f"ATTACH '{tmp_path}/out.db' AS x",
-            "LOAD sqlite_scanner",
-            "SET enable_external_access = true",
-            "SET allowed_paths = ['/']",
-            "SET memory_limit = '1TB'",
-        ):
-            with pytest.raises(duckdb.Error):
-                console._connection.execute(sql)
-    assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_query_that_takes_too_long_is_stopped(lake: Lake) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 from lake_rows import ledger, one_of_each, rollouts
 
 from strop.storage import commit as commit_module
-from strop.storage import durable
+from strop.storage import data_files, durable
 from strop.storage.catalog import read_catalog
 from strop.storage.console import open_console
 from strop.storage.errors import LakeError
@@ -140,11 +143,11 @@ def test_a_full_disk_is_named_and_loses_nothing(lake: Lake, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         if place == "stage":
-            patch.setattr(commit_module, "write_rows", full)
+            patch.setattr(commit_module, "to_bytes", full)
         elif place == "rename":
-            patch.setattr(commit_module, "fsync", full)
+            patch.setattr(data_files, "fsync_all", full)
         else:
-            patch.setattr(commit_module, "_sign", full)
+            patch.setattr(commit_module, "register", full)
         with pytest.raises(LakeError, match="free some space") as raised:
             lake.commit(ledger("k"), files={"rollouts": [staged]}, rows={"scores": [Score(score_id=1, subject_id=1)]})
     assert str(lake.root) in str(raised.value)
@@ -209,7 +212,7 @@ def test_every_registered_file_is_registered_once(lake: Lake) -> None:
     lake.commit(ledger("b"), rows=one_of_each())
     files = [file.path for table in read_catalog(lake.root).tables.values() for file in table.files]
     assert len(files) == len(set(files))
-    assert all(path.is_file() for path in files)
+    assert all(Path(path).is_file() for path in files)
 
 
 def test_folders_are_made_durably_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +237,22 @@ def test_a_failure_says_what_to_do(tmp_path: Path, error: Exception, advice: str
     said = str(commit_module.failure(error, tmp_path, ledger(round=3, shards=4)))
     assert said.startswith("could not commit generate 1/4 of round 3 of t-s0 to ")
     assert advice in said
+
+
+def test_an_interrupt_at_the_very_end_of_a_commit_ends_the_run_and_the_commit_stands(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = commit_module.open_catalog_db
+
+    @contextlib.contextmanager
+    def interrupted(*arguments: Any, **keywords: Any) -> Iterator[Any]:
+        with plain(*arguments, **keywords) as db:
+            yield db
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commit_module, "open_catalog_db", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lake.commit(ledger("k"), rows={"rollouts": rollouts(3)})
+    assert lake.commit(ledger("k"), rows={"rollouts": rollouts(3)}) is None
+    assert len(lake.rows(Rollout)) == 3

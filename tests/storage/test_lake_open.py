@@ -16,6 +16,7 @@ from strop.storage.console import open_console
 from strop.storage.errors import LakeError
 from strop.storage.lake import Lake, open_lake
 from strop.storage.layout import FOLDERS
+from strop.storage.place import Place
 from strop.storage.tables import SCHEMA_VERSION, TABLES, Policy, Rollout, SchemaVersion
 
 
@@ -109,21 +110,21 @@ def test_a_wrong_query_is_quoted_back(lake: Lake) -> None:
         lake.query("SELECT nope FROM rollouts")
 
 
-def test_a_missing_extension_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extension_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LakeError, match=r"pip install duckdb-extension-ducklake==\d"):
-        extensions.connect()
+        extensions.connect(Place(tmp_path))
 
 
 def test_the_sqlite_extension_is_linked_under_the_name_duckdb_wants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    extensions.connect().close()
+    extensions.connect(Place(tmp_path)).close()
     link = next(tmp_path.rglob("sqlite_scanner.duckdb_extension"))
     link.unlink()
     link.symlink_to(tmp_path / "gone")  # an environment that was removed
-    extensions.connect().close()
+    extensions.connect(Place(tmp_path)).close()
     assert link.is_file()
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lake_rows import NOON, ledger, rollouts
 
 from strop.storage.console import Console, open_console
 from strop.storage.errors import LakeError
-from strop.storage.lake import Lake
+from strop.storage.lake import Lake, open_lake
 from strop.storage.lineage import trace
 from strop.storage.nodes import Node
 from strop.storage.tables import (
@@ -28,8 +30,8 @@ from strop.storage.tables import (
 BIG = 2**62
 
 
-@pytest.fixture
-def console(lake: Lake) -> Iterator[Console]:
+@pytest.fixture(scope="module")
+def console(empty_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     """Two rounds: base policy 10 -> policies 11 -> 12; problem 1 -> 2 -> 3; six rollouts of problem 3."""
 
     def policy(id: int, round: int, status: str, parent: int | None, content_hash: str) -> Policy:
@@ -49,9 +51,19 @@ def console(lake: Lake) -> Iterator[Console]:
     generate = ledger("g", stage="generate", seed=99)
     train = ledger("t", stage="train", plugin="sft", upstream=["g"])
     run = Run(
-        run_id="t-s0", recipe="default", recipe_json="{}", recipe_hash="h", seed=5, strop_version="0", created_at=NOON
+        run_id="t-s0",
+        recipe="default",
+        recipe_json="{}",
+        recipe_hash="abcdef0123",
+        code_version="0123456789",
+        seed=5,
+        strop_version="0",
+        created_at=NOON,
     )
     made = {"run_id": "t-s0", "round": 1, "stage_run_id": generate.stage_run_id}
+    root = tmp_path_factory.mktemp("lineage") / "lake"
+    shutil.copytree(empty_lake, root)
+    lake = open_lake(root)
     lake.commit(
         generate,
         rows={
@@ -96,12 +108,14 @@ def console(lake: Lake) -> Iterator[Console]:
             "metrics": [Metric(metric_id=500, policy_id=12, name="pass@1", value=0.5, n=4)],
         },
     )
-    with open_console(lake.root) as opened:
+    lake.close()
+    with open_console(root) as opened:
         yield opened
 
 
-def find(node: Node, *path: str) -> Node:
+def find(node: Node | None, *path: str) -> Node:
     """The node reached by following relations."""
+    assert node is not None
     for relation in path:
         matching = [child for child in node.children if child.relation == relation]
         assert matching, f"{relation} is none of {[child.relation for child in node.children]}"
@@ -111,6 +125,7 @@ def find(node: Node, *path: str) -> Node:
 
 def test_a_policy_leads_up_to_problems_and_the_seed(console: Console) -> None:
     up = trace(console, "t-s0/r2").up
+    assert up is not None
     assert (up.kind, up.id, up.label) == ("policy", "12", "t-s0/r2 (champion)")
     assert up.facts["made_by"] == "train (sft 1, seed 7), round 2 of t-s0"
     examples = find(up, "trained on")
@@ -119,13 +134,14 @@ def test_a_policy_leads_up_to_problems_and_the_seed(console: Console) -> None:
     rollout = find(examples.children[0], "made from")
     assert rollout.id == str(BIG + 1)
     assert find(rollout, "sampled by").id == "10"
-    assert find(rollout, "scored").label == "answer: pass 1.0"
-    assert find(rollout, "decided").facts["keep"] is True
-    problem = find(rollout, "answers")
-    assert [(p.id, p.facts["distance"]) for p in problem.children] == [("2", 1), ("1", 2)]
+    assert find(examples.children[0], "judged by").label == "answer 2: pass 1"
+    assert find(examples.children[0], "let in by").label == "correct: keep"
+    assert find(rollout, "answers").id == "3"
+    assert find(rollout, "answers").above  # it stands nearer, below "learnt from"
+    assert find(up, "learnt from", "synthesized from", "synthesized from").id == "1"
     assert find(up, "started from").id == "11"
     assert find(up, "started from", "started from").id == "10"
-    assert find(up, "written by", "part of").facts["seed"] == 5
+    assert find(up, "part of", "drew from").id == "5"
 
 
 def test_a_policy_leads_down_to_its_descendants(console: Console) -> None:
@@ -133,7 +149,7 @@ def test_a_policy_leads_down_to_its_descendants(console: Console) -> None:
     assert find(down, "parent of").id == "11"
     assert find(down, "parent of", "parent of").id == "12"
     assert (find(down, "sampled").label, find(down, "sampled").more) == ("6 rollouts", 3)
-    assert find(trace(console, 12).down, "measured as").label == "pass@1 = 0.5"
+    assert find(trace(console, 12).down, "measured as").label == "pass@1 = 0.5 on heldout"
 
 
 def test_a_problem_leads_down_to_what_it_trained(console: Console) -> None:
@@ -146,7 +162,7 @@ def test_a_problem_leads_down_to_what_it_trained(console: Console) -> None:
 
 def test_a_rollout_leads_both_ways(console: Console) -> None:
     found = trace(console, str(BIG + 1))
-    assert found.up.facts["made_by"] == "generate (sample 1, seed 99), round 1 of t-s0"
+    assert find(found.up).facts["made_by"] == "generate (sample 1, seed 99), round 1 of t-s0"
     assert find(found.up, "sampled by").label == "t-s0/r0 (retired)"
     assert find(found.up, "ordered by").id == str(BIG)
     assert find(found.down, "became", "trained").id == "12"
@@ -154,38 +170,81 @@ def test_a_rollout_leads_both_ways(console: Console) -> None:
 
 
 def test_a_score_leads_up_to_its_rollout_and_a_plan_down_to_its_rollouts(console: Console) -> None:
-    score = trace(console, 100).up
-    assert score.facts["scorer_version"] == "2"
+    score = find(trace(console, 100).up)
+    assert find(score, "said by").id == "answer 2"
     assert find(score, "about").id == str(BIG + 1)
     assert find(score, "about", "answers").id == "3"
-    assert find(trace(console, BIG).down, "sampled").facts["count"] == 6
+    assert find(trace(console, BIG).down, "ordered").facts["count"] == 6
     assert find(trace(console, 300).up, "learnt from").id == str(BIG + 1)
     assert find(trace(console, 500).up, "measured on", "started from").id == "11"
 
 
-def test_a_stage_run_and_a_run_say_what_they_wrote(console: Console, lake: Lake) -> None:
-    stage = lake.committed("t-s0")["g"].stage_run_id
-    down = trace(console, stage).down
-    assert {child.kind: child.facts.get("count") for child in down.children if child.relation == "wrote"} == {
-        "rollouts": 6
-    }
-    assert find(down, "read by").facts["plugin"] == "sft"
+def test_a_stage_run_and_a_run_say_what_they_wrote(console: Console) -> None:
+    stage = ledger("g", stage="generate").stage_run_id
+    down = find(trace(console, stage).down)
+    assert [(c.kind, c.facts.get("count")) for c in down.children if c.relation == "wrote"] == [("rollouts", 6)]
+    assert find(down, "read by").label == "train (sft 1), round 1 of t-s0"
     run = trace(console, "t-s0")
-    assert run.up.facts["seed"] == 5
-    assert find(run.down, "made").facts == {"count": 3}
+    assert find(run.up, "follows").label == "default (abcdef0123)"
+    assert find(run.up, "made with").id == "0123456789"
+    assert [p.label for p in find(run.down, "made").children] == [
+        "t-s0/r0 (retired)",
+        "t-s0/r1 (retired)",
+        "t-s0/r2 (champion)",
+    ]
 
 
 def test_a_policy_is_found_by_the_beginning_of_its_hash(console: Console) -> None:
     assert trace(console, "cccccc").up.id == "12"
     assert trace(console, "AAAAAAAB").up.id == "11"
-    with pytest.raises(LakeError, match=r"several policies \(t-s0/r0, t-s0/r1\)"):
+    with pytest.raises(LakeError, match=r"several policies begin so \(t-s0/r0, t-s0/r1\)"):
         trace(console, "aaaaaa")
 
 
 @pytest.mark.parametrize("id", ["t-s0/r9", "123456789", "zz", "'; DROP", "", "-1", "9" * 30])
 def test_an_unknown_id_says_what_an_id_is(console: Console, id: str) -> None:
-    with pytest.raises(LakeError, match=r"nothing in the lake .* answers to .* a row id, a policy's name"):
+    with pytest.raises(
+        LakeError,
+        match=r"nothing in the lake .* answers to .* a row id, a policy's name, the first 6 letters of a hash",
+    ):
         trace(console, id)
+
+
+def test_every_kind_of_id_is_found(console: Console) -> None:
+    stage = ledger("t", stage="train").stage_run_id
+    kinds = {
+        "run:t-s0": "run",
+        "default": "recipe",
+        "abcdef": "recipe",
+        "recipe:default": "recipe",
+        "seed:5": "seed",
+        "code:012345": "code",
+        "scorer:answer": "scorer",
+        "scorer:answer 2": "scorer",
+        str(stage): "stage_run",
+        f"stage_run:{stage}": "stage_run",
+        f"rollout:{BIG + 1}": "rollout",
+        "policy:12": "policy",
+        "problem:3": "problem",
+    }
+    for id, kind in kinds.items():
+        found = trace(console, id)
+        assert find(found.up).kind == find(found.down).kind == kind, id
+    with pytest.raises(LakeError, match="nothing in the lake"):
+        trace(console, "policy:3")
+
+
+def test_depth_and_limit_bound_what_is_shown(console: Console) -> None:
+    assert find(trace(console, "t-s0/r2", depth=0).up).children == ()
+    one = find(trace(console, "t-s0/r2", depth=1, limit=5).up)
+    examples = find(one, "trained on")
+    assert (len(examples.children), examples.more) == (5, 0)
+    assert all(e.children == () for e in examples.children)
+    far = find(trace(console, "t-s0/r2", depth=3).up, "trained on").children[0]
+    assert find(far, "made from", "written by").kind == "stage_run"
+    assert "written by" not in {c.relation for c in find(trace(console, 400).up, "made from").children}
+    assert trace(console, 3, up=False).up is None
+    assert trace(console, 3, down=False).down is None
 
 
 def test_a_near_name_is_suggested(console: Console) -> None:
@@ -225,6 +284,6 @@ def test_dangling_and_circular_links_end(lake: Lake) -> None:
         },
     )
     with open_console(lake.root) as console:
-        assert trace(console, "x").down.children[0].id == "6"
-        assert {p.id for p in trace(console, 2).up.children if p.kind == "problem"} == {"1", "2"}
+        assert find(trace(console, "x").down, "parent of").id == "6"
+        assert find(trace(console, 2).up, "synthesized from").id == "1"
         assert find(trace(console, 9).up, "sampled by").label == "not in this snapshot"

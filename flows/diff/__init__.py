@@ -1,0 +1,1 @@
+"""What changed between two rounds, of one run or of two."""

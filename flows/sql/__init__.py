@@ -1,0 +1,1 @@
+"""The SQL console of the command line: one-shot and interactive."""

@@ -1,0 +1,1 @@
+"""A selection of the lake written for other programs to read."""
