@@ -204,9 +204,9 @@ class _Served:
         while engine.has_unfinished_requests():
             over = []
             for output in engine.step():
-                index = places.get(output.request_id)
-                if index is None:
+                if output.request_id not in places:
                     continue
+                index = places[output.request_id]
                 if not output.finished and (ends is None or not ends.met(output.outputs[0].token_ids)):
                     continue
                 if not output.finished:

@@ -115,6 +115,10 @@ class VllmEngine:
         self.about: dict[str, Any] = {}
         """Version of vLLM, and the device it runs on."""
         self._adapters: dict[Path, int] = {}
+        self.place: Place
+        self._rank: int
+        self._modules: frozenset[str]
+        """What adapters the children have room for."""
         self._start(locate(directory))
 
     def render(self, prompt: str, messages: Sequence[dict[str, str]] | None = None) -> str:
