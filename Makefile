@@ -7,7 +7,9 @@ CONSTRAINTS := -c constraints.txt
 TESTS ?=
 MARKS ?= not slow and not vllm and not gpu
 
-.PHONY: run test test-all check types docs clean
+VLLM := .venv-vllm
+
+.PHONY: run test test-all test-vllm vllm check types docs clean
 
 run: $(VENV)/.installed
 	$(BIN)/strop run $(ARGS)
@@ -16,7 +18,12 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "$(MARKS)" $(TESTS)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not gpu" $(TESTS)
+	$(BIN)/python -m pytest -m "not vllm and not gpu" $(TESTS)
+
+test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed
+	STROP_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm $(TESTS)
+
+vllm: $(VLLM)/.installed
 
 check: $(VENV)/.installed-dev types
 	$(BIN)/ruff check .
@@ -36,6 +43,12 @@ docs: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 
+# An environment of its own, which `engine: vllm` finds: vLLM holds transformers below what Strop is tested with.
+$(VLLM)/.installed: constraints-vllm.txt
+	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -m venv $(VLLM) || python3 -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r constraints-vllm.txt
+	touch $@
+
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -q $(CONSTRAINTS) "setuptools>=77" wheel
 	$(PIP) install -q $(CONSTRAINTS) -e .
@@ -46,4 +59,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .types build *.egg-info
+	rm -rf $(VENV) $(VLLM) .types build *.egg-info

@@ -61,7 +61,8 @@ class Engine(Protocol):
 
     name: str
     capabilities: frozenset[str]
-    """Subset of {'sample', 'score', 'next_logits', 'hidden'}."""
+    """Subset of {'sample', 'score', 'next_logits', 'hidden', 'reload'}; with 'reload' it has `reload(directory)`, which
+    goes on with another policy more cheaply than a new engine would."""
 
     def render(self, prompt: str, messages: Sequence[dict[str, str]] | None = None) -> str:
         """The text the model should read for a problem: chat template applied where the policy has one."""

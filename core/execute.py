@@ -200,15 +200,21 @@ def task_for(ref: PluginRef, seed: int) -> Task:
 
 
 def engine_for(engine: EngineRef | None, wanted_by: Plugin) -> Any:
-    """The engine with the policy loaded; the one before it is closed first, so that memory holds one policy."""
+    """The engine with the policy loaded; the one before it goes on with it or is closed, memory holds one policy."""
     if engine is None:
         raise PluginError(f"{wanted_by.stage} plugin {wanted_by.name!r} needs an engine, and the recipe has none")
     key = (*engine.ref.key(), str(engine.directory))
     if not _ENGINE or _ENGINE[0][0] != key:
-        while _ENGINE:
-            _ENGINE.pop()[1].close()
         plugin, config = engine.ref.load()
-        made = run_plugin(plugin, config, {"directory": engine.directory, "threads": engine.threads})
+        before, made = _ENGINE.pop() if _ENGINE else (key, None)
+        if made is not None and (before[:2] != key[:2] or "reload" not in made.capabilities):
+            made.close()
+            made = None
+        if made is None:
+            made = run_plugin(plugin, config, {"directory": engine.directory, "threads": engine.threads})
+        else:
+            with blamed_on(plugin):
+                made.reload(engine.directory)
         _ENGINE.append((key, made))
     loaded = _ENGINE[0][1]
     absent = wanted_by.mark.requires - loaded.capabilities

@@ -125,19 +125,19 @@ class _Worker:
             return "error", StageError(f"a worker process ended {how}{hint}; its output: {self.log}")
 
     def stop(self) -> None:
-        self.connection.close()
-        self.process.terminate()
+        self.process.terminate()  # before its pipe ends: an exit under way would be cut short
         self.process.join(GRACE_S)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+        self.connection.close()
 
 
 def _serve(connection: Connection, log: str, threads: int, path: list[str]) -> None:
     os.setsid()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _leave)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -148,6 +148,11 @@ def _serve(connection: Connection, log: str, threads: int, path: list[str]) -> N
     with contextlib.suppress(EOFError, ConnectionError, BrokenPipeError):
         while True:
             connection.send(_answer(connection))
+
+
+def _leave(*_: object) -> None:
+    """End by an exception, so that processes of the worker's own (an engine's) are ended before it is gone."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _die_with_parent() -> None:
