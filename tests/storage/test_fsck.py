@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from strop.storage.tables import (
     Example,
     Metric,
     Plan,
+    PluginState,
     Policy,
     PolicyExample,
     Problem,
@@ -157,6 +159,20 @@ def test_a_checkpoint_that_is_damaged_or_gone_is_named(small: Lake) -> None:
     assert any(weights.parent.name in said and "hashes to" in said for said in damages(fsck(small.root)))
     shutil.rmtree(weights.parent)
     assert any(weights.parent.name in said and "is gone" in said for said in damages(fsck(small.root, quick=True)))
+
+
+def test_numbers_that_have_no_short_decimal_and_the_state_of_a_controller_are_no_damage(lake: Lake) -> None:
+    awkward = [replace(r, logps=[-0.1, -7.6615400314331055, -0.00019274283840786666]) for r in rollouts(2)]
+    state = PluginState(run_id="t-s0", stage="control", state_json="{}")
+    counted = row_ledger("control", 2, plugin_state=1)
+    lake.commit(row_ledger("generate", 1, rollouts=2), rows={"rollouts": awkward})
+    lake.commit(counted, rows={"plugin_state": [replace(state, round=2, stage_run_id=counted.stage_run_id)]})
+    said = damages(fsck(lake.root))
+    assert not [line for line in said if "statistics" in line or "plugin_state the ledger counts" in line], said
+    lost = row_ledger("control.second", 2, plugin_state=1)
+    lake.commit(lost, rows={})
+    said = damages(fsck(lake.root))
+    assert any("of plugin_state the ledger counts 1 rows, there are 0" in line for line in said), said
 
 
 def test_a_missing_and_a_shortened_file_are_named_without_reading_any(small: Lake) -> None:
