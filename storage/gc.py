@@ -154,6 +154,14 @@ def _folders(
             yield Leftover("pruned checkpoints", size, place.root / path, stored)
         elif path not in named and max(file.modified for file in files) < before:
             yield Leftover("unreferenced checkpoints", size, place.root / path, stored)
+    needed = pruning.needed(place)
+    for empty in leftovers.local("empty folders", place.root / "policies", "*", before.timestamp()):
+        if empty.local is not None and f"policies/{empty.local.name}" not in needed and not _holds(empty.local):
+            yield empty  # a kill came between its files and the folder
+
+
+def _holds(folder: Path) -> bool:
+    return any(not path.is_dir() for path in (folder, *folder.rglob("*")))
 
 
 def _summed(removed: Sequence[Leftover]) -> list[Freed]:

@@ -62,6 +62,12 @@ def named(place: Place) -> set[str]:
     return {row["path"] for row in _policies(place)}
 
 
+def needed(place: Place) -> set[str]:
+    """Those of them whose weights were not taken out."""
+    rows = _policies(place)
+    return {row["path"] for row in rows} - _pruned(rows)
+
+
 def _policies(place: Place) -> Rows:
     with open_console(place.root) as console:
         found = console.query(POLICIES)
