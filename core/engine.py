@@ -17,14 +17,21 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample. `temperature=0` is greedy; `top_p=1` and `top_k=0` switch truncation off."""
+    """How to sample. `temperature=0` is greedy; `top_p=1`, `top_k=0` and `min_p=0` switch truncation off.
+
+    Truncation acts on the tempered distribution: the `top_k` likeliest tokens, of those the fewest that hold `top_p`, of
+    those the ones at least `min_p` times as likely as the likeliest.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     """Strings that end a completion; the stop string itself is kept out of the text."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a completion, as the end of sequence does: kept in `token_ids`, out of the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +61,11 @@ class Completion:
     """Mean over tokens of -1/V sum_j log(V p_j) under the untempered, untruncated distribution."""
     error: str | None = None
     latency_s: float | None = None
+    """Of the request, where the engine makes one for each."""
+    n_prompt_tokens: int | None = None
+    """Tokens of the prompt that this completion is billed for, where the engine is billed."""
+    cost: float | None = None
+    """Price of those and of the completion's tokens, in the currency of the engine's price table."""
 
 
 class Engine(Protocol):
@@ -77,8 +89,11 @@ class Engine(Protocol):
         """
         ...
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
-        """Log-probabilities, in nats, of each continuation's tokens after its prompt (untempered)."""
+    def score(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[list[float]]:
+        """Log-probabilities, in nats, of each continuation's tokens after its prompt (untempered).
+
+        A continuation is a text, or token ids as they were sampled: the same text may have been sampled in other tokens.
+        """
         ...
 
     def close(self) -> None:
