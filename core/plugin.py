@@ -35,6 +35,20 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def operation(self) -> dict[str, Any]:
+        """The settings marked `OPERATION`, as plain values: how the work is done, not what comes of it."""
+        marked = {name for name, field in type(self).model_fields.items() if OPERATION in field.metadata}
+        return self.model_dump(mode="json", include=marked)
+
+    def deciding(self) -> dict[str, Any]:
+        """All other settings, as plain values."""
+        return self.model_dump(mode="json", exclude=set(self.operation()))
+
+
+OPERATION = "operation"
+"""Mark of a setting of an engine that may change within a run, `Annotated[float | None, OPERATION]`: where its servers
+are, how long to wait for them, what they may cost. It is no part of a recipe's identity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contract:
@@ -84,7 +98,12 @@ STAGES: dict[str, Contract] = {
             "engine",
             "engines",
             "A policy ready to sample. Returns an object with the methods of `strop.core.engine.Engine`.",
-            {"directory": "Path: the policy's checkpoint directory", "threads": "int: CPU threads it may use"},
+            {
+                "directory": "Path: the policy's checkpoint directory",
+                "threads": "int: CPU threads it may use",
+                "scratch": "Path: a folder of the run's that it may make, the same in every worker and restart",
+                "needs": "frozenset[str]: what later stages read of each completion, of 'token_ids' and 'logps'",
+            },
             (),
         ),
         Contract(
@@ -311,6 +330,10 @@ class Mark:
     """Objectives: the kind of example they learn from, 'sft', 'pair' or 'group'."""
     requires: frozenset[str] = frozenset()
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'); objectives: 'reference'."""
+    weights: bool = True
+    """Bases: whether the policy it gives has weights. Engines: whether they need them."""
+    alone: bool = False
+    """Engines: one worker process feeds it; a second would only start what it runs once more."""
 
 
 def stage(
@@ -320,6 +343,8 @@ def stage(
     needs: Sequence[str] = (),
     examples: str | None = None,
     requires: Sequence[str] = (),
+    weights: bool = True,
+    alone: bool = False,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
 
@@ -353,7 +378,7 @@ def stage(
                 )
             handles.append(parameter.name)
         function.__strop__ = Mark(  # type: ignore[attr-defined]
-            name, version, config, tuple(handles), frozenset(needs), examples, frozenset(requires)
+            name, version, config, tuple(handles), frozenset(needs), examples, frozenset(requires), weights, alone
         )
         return function
 
