@@ -103,13 +103,15 @@ def check_adapter(template: str, policy: Path) -> None:
 
 
 def _environment(threads: int) -> dict[str, str]:
+    """Of a server: what is set already wins. vLLM would tie the threads of several to the same cores."""
     found = {
         "OMP_NUM_THREADS": str(threads),
-        SPIN[0]: os.environ.get(*SPIN),
+        SPIN[0]: SPIN[1],
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    return {**os.environ, **found}
+    return {**found, **os.environ}
 
 
 def _free_port() -> int:
