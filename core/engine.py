@@ -19,8 +19,8 @@ Progress = Callable[[int, int], None]
 class Sampling:
     """How to sample. `temperature=0` is greedy; `top_p=1`, `top_k=0` and `min_p=0` switch truncation off.
 
-    Truncation acts on the tempered distribution: the `top_k` likeliest tokens, of those the fewest that hold `top_p`, of
-    those the ones at least `min_p` times as likely as the likeliest.
+    Truncation acts on the tempered distribution: the `top_k` likeliest tokens, of those the fewest that hold `top_p`,
+    of those the ones at least `min_p` times as likely as the likeliest.
     """
 
     temperature: float = 1.0
@@ -92,7 +92,7 @@ class Engine(Protocol):
     def score(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[list[float]]:
         """Log-probabilities, in nats, of each continuation's tokens after its prompt (untempered).
 
-        A continuation is a text, or token ids as they were sampled: the same text may have been sampled in other tokens.
+        A continuation is a text, or token ids as they were sampled: a text can be sampled in more ways than one.
         """
         ...
 

@@ -30,10 +30,27 @@ from strop.storage.tables import Context, Decision, Example, Metric, Plan, Probl
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _Later:
+    """See `LATER`."""
+
+
+LATER = _Later()
+"""Marks a setting that a plugin got after runs had been made with it, `min_p: Annotated[float, LATER] = 0.0`: at its
+default a recipe stays the recipe it was, so that those runs go on."""
+
+
 class Config(BaseModel):
     """Base of every plugin's config: frozen, unknown keys refused, a docstring under each field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what is done, as plain values; `LATER` ones count once they are not the default."""
+        fields = type(self).model_fields
+        idle = {
+            name for name, field in fields.items() if LATER in field.metadata and getattr(self, name) == field.default
+        }
+        return self.model_dump(mode="json", exclude=idle)
 
 
 @dataclass(frozen=True, slots=True)
