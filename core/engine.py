@@ -19,8 +19,8 @@ Progress = Callable[[int, int], None]
 class Sampling:
     """How to sample. `temperature=0` is greedy; `top_p=1`, `top_k=0` and `min_p=0` switch truncation off.
 
-    Truncation acts on the tempered distribution: the `top_k` likeliest tokens, of those the fewest that hold `top_p`,
-    of those the ones at least `min_p` times as likely as the likeliest.
+    Truncation acts on the tempered distribution: the tokens at least `min_p` times as likely as the likeliest, of those
+    the `top_k` likeliest, of those the fewest that hold `top_p` of what is left.
     """
 
     temperature: float = 1.0
