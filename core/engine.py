@@ -7,8 +7,9 @@ the first token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 Progress = Callable[[int, int], None]
@@ -99,3 +100,23 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the memory the policy holds."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPolicy:
+    """A policy that a stage names in its settings (a reference, a teacher), and what is known of rollouts under it."""
+
+    directory: Path
+    hash: str
+    """Of the checkpoint's files."""
+    policy_id: int | None
+    """None: it is not of the lake."""
+    known: Mapping[int, list[float]]
+    """Rollout id -> log-probability of each of its tokens."""
+    load: Callable[[], Engine] | None = None
+    """Gives the recipe's engine with this policy loaded; set where the plugin runs."""
+
+    def engine(self) -> Engine:
+        """The engine with this policy loaded; it takes the place of whichever was loaded before."""
+        assert self.load is not None
+        return self.load()
