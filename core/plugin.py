@@ -25,9 +25,38 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from strop.storage.errors import PluginError, did_you_mean
-from strop.storage.tables import Context, Decision, Example, Metric, Plan, Problem, Rollout, Row, Score
+from strop.storage.tables import (
+    Context,
+    Decision,
+    Example,
+    Metric,
+    Plan,
+    Problem,
+    Rollout,
+    Row,
+    Score,
+    TokenLogps,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Later:
+    """See `LATER`."""
+
+
+LATER = _Later()
+"""Marks a setting that a plugin got after runs had been made with it, `min_p: Annotated[float, LATER] = 0.0`: at its
+default a recipe stays the recipe it was, so that those runs go on."""
+
+
+class _Operation:
+    """See `OPERATION`."""
+
+
+OPERATION = _Operation()
+"""Marks a setting of an engine that says how the work is done and not what comes of it, `Annotated[float | None,
+OPERATION]`: where servers are, how long to wait for them, what they may cost. It may change within a run."""
 
 
 class Config(BaseModel):
@@ -35,19 +64,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what is done, as plain values; `LATER` ones count once they are not the default."""
+        fields = type(self).model_fields
+        idle = {
+            name for name, field in fields.items() if LATER in field.metadata and getattr(self, name) == field.default
+        }
+        return self.model_dump(mode="json", exclude=idle | set(self.operation()))
+
     def operation(self) -> dict[str, Any]:
-        """The settings marked `OPERATION`, as plain values: how the work is done, not what comes of it."""
+        """The settings marked `OPERATION`, as plain values."""
         marked = {name for name, field in type(self).model_fields.items() if OPERATION in field.metadata}
         return self.model_dump(mode="json", include=marked)
-
-    def deciding(self) -> dict[str, Any]:
-        """All other settings, as plain values."""
-        return self.model_dump(mode="json", exclude=set(self.operation()))
-
-
-OPERATION = "operation"
-"""Mark of a setting of an engine that may change within a run, `Annotated[float | None, OPERATION]`: where its servers
-are, how long to wait for them, what they may cost. It is no part of a recipe's identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +175,10 @@ STAGES: dict[str, Contract] = {
                 "tasks": "dict[str, Task]: the recipe's tasks by label",
                 "scores": "list[Score]: what earlier verify stages of this round said of these rollouts",
                 "engine": "Engine: the policy that wrote them",
+                "policy": "NamedPolicy: what the setting `policy` names: base, previous, champion or a directory",
                 **_COMMON,
             },
-            (Score,),
+            (Score, TokenLogps),
             frozenset({"rollouts"}),
         ),
         Contract(

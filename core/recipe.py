@@ -96,9 +96,9 @@ class Step:
         """Everything that decides what the step does, as plain values."""
         plugin = self.plugin
         use = f"./{Path(plugin.origin).name}:{plugin.name}" if plugin.is_local else plugin.name
-        found: dict[str, Any] = {"use": use, "as": self.name, **self.config.deciding()}
+        found: dict[str, Any] = {"use": use, "as": self.name, **self.config.decisive()}
         if self.objective is not None:
-            found["objective"] = {"use": use, **self.objective.model_dump(mode="json")}
+            found["objective"] = {"use": use, **self.objective.decisive()}
         return found
 
 

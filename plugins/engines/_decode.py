@@ -146,15 +146,15 @@ def decode(
     batch: Sequence[Item],
     sampling: Sampling,
     *,
-    eos: Tensor,
+    final: Tensor,
     ends: Ends | None,
     progress: Callable[[int, int], None],
 ) -> list[Sampled]:
-    """Completions of every sample of the batch, item by item.
+    """Completions of every sample of the batch, item by item; a token of `final` ends one.
 
     Raises UnsoundLogits.
     """
-    device = eos.device
+    device = final.device
     ids, first = _padded([item.prompt for item in batch], device)
     counts = torch.tensor([len(item.seeds) for item in batch], device=device)
     limit = torch.tensor([item.limit for item in batch], device=device).repeat_interleave(counts)
@@ -176,7 +176,7 @@ def decode(
         drawn = draw(logits, random[:, step % _BLOCK], sampling)
         record.pending.append(drawn)
         record.steps += 1
-        ended = (drawn.tokens[:, None] == eos).any(-1) if len(eos) != 1 else drawn.tokens == eos
+        ended = (drawn.tokens[:, None] == final).any(-1) if len(final) != 1 else drawn.tokens == final
         if ends is not None:
             rows.recent = torch.cat([rows.recent[:, 1:], drawn.tokens[:, None]], 1)
             ended = ended | _stop_strings(rows, ends)

@@ -123,10 +123,7 @@ class OpenaiEngine:
         texts, how, context = self.fleet.texts, self.can.score, self.fleet.context()
         if texts is None or how is None:
             raise StageError(f"the engine openai cannot score: {self.fleet.url} gives no logps of a given text")
-        encoded = texts.encode_pairs([(p, c if isinstance(c, str) else "") for p, c in pairs])
-        encoded = [
-            (ids, tail if isinstance(c, str) else list(c)) for (ids, tail), (_, c) in zip(encoded, pairs, strict=True)
-        ]
+        encoded = texts.encode_pairs(pairs)
         for ids, tail in encoded:
             if len(ids) + len(tail) >= context:
                 raise ValueError(

@@ -102,6 +102,7 @@ class HfEngine:
         done = sum(len(o) for o in out) - sum(len(item.seeds) for item in items)
         tokens = 0
         ends = self._ends(sampling.stop) if sampling.stop else None
+        final = torch.cat([self.eos, self.eos.new_tensor(sampling.stop_token_ids)]).unique()
 
         def tell(more_rollouts: int, more_tokens: int) -> None:
             if progress is not None:
@@ -110,21 +111,21 @@ class HfEngine:
         for batch in plan(items, self.config.batch_rows, self.cached_tokens):
             try:
                 with torch.inference_mode():
-                    sampled = decode(self._loaded(), batch, sampling, eos=self.eos, ends=ends, progress=tell)
+                    sampled = decode(self._loaded(), batch, sampling, final=final, ends=ends, progress=tell)
             except UnsoundLogits:
                 raise StageError(
                     f"the policy in {self.directory} gives logits that are not numbers (NaN): training diverged; "
                     "use a lower learning rate, or start again from an earlier policy"
                 ) from None
             places = [(item.request, i) for item in batch for i in item.samples]
-            for (request_index, i), completion in zip(places, self._texts(sampled, sampling.stop), strict=True):
+            for (request_index, i), completion in zip(places, self._texts(sampled, sampling), strict=True):
                 out[request_index][i] = completion
             done += len(sampled)
             tokens += sum(len(s.token_ids) for s in sampled)
             tell(0, 0)
         return [[c for c in completions if c is not None] for completions in out]
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+    def score(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[list[float]]:
         """Untempered log-probabilities of each continuation's tokens; EOS is not added.
 
         Raises ValueError for an empty prompt, and for a pair longer than the context.
@@ -135,7 +136,9 @@ class HfEngine:
         from strop.plugins.engines._score import score
 
         prompts = encode_prompts([p for p, _ in pairs], self.tokenizer)
-        tails = [self.tokenizer(c, add_special_tokens=False)["input_ids"] for _, c in pairs]
+        tails = [
+            self.tokenizer(c, add_special_tokens=False)["input_ids"] if isinstance(c, str) else c for _, c in pairs
+        ]
         for prompt, tail in zip(prompts, tails, strict=True):
             if not prompt:
                 raise ValueError("cannot score after an empty prompt: there is nothing to predict its first token from")
@@ -173,10 +176,12 @@ class HfEngine:
 
         return Ends(4 * max(map(len, stop)) + 8, met)  # up to four tokens a character, where they are bytes
 
-    def _texts(self, sampled: Sequence[Sampled], stop: Sequence[str]) -> list[Completion]:
+    def _texts(self, sampled: Sequence[Sampled], sampling: Sampling) -> list[Completion]:
+        final = set(sampling.stop_token_ids)
+        shown = [s.token_ids[:-1] if final.intersection(s.token_ids[-1:]) else s.token_ids for s in sampled]
         made = []
-        for s, text in zip(sampled, self._decoded([s.token_ids for s in sampled]), strict=True):
-            cuts = [at for at in (text.find(x) for x in stop) if at >= 0]
+        for s, text in zip(sampled, self._decoded(shown), strict=True):
+            cuts = [at for at in (text.find(x) for x in sampling.stop) if at >= 0]
             made.append(
                 Completion(
                     text=text[: min(cuts)] if cuts else text,

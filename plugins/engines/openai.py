@@ -50,7 +50,7 @@ class Openai(Config):
     """chat is for policies without weights; all others are asked for completions of the prompt they are trained on."""
     key: Annotated[str, OPERATION] = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$", repr=False)
     """Name of the environment variable that holds the API key, never the key."""
-    concurrency: Annotated[PositiveInt, OPERATION] = 64
+    concurrency: Annotated[PositiveInt, OPERATION] = 128
     """Requests under way at a time, over all servers."""
     timeout_s: Annotated[PositiveFloat, OPERATION] = 600.0
     """Longest wait for one answer."""

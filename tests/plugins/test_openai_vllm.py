@@ -80,20 +80,11 @@ def test_log_probabilities_agree_with_a_plain_forward_pass(one, root, sampling):
     plain, rollouts = Plain(root / "one"), 0
     for prompt, completions in zip(PROMPTS, one.sample(requests(60), sampling), strict=True):
         for completion in completions:
-            rows = plain.logits(ids_of(prompt) + completion.token_ids)[len(prompt) - 1 : -1]
-            expected = [
-                math.log(min_p(truncated(r, sampling), sampling)[t])
-                for r, t in zip(rows, completion.token_ids, strict=True)
-            ]
+            expected = plain.logps(prompt, completion.token_ids, sampling)
             np.testing.assert_allclose(completion.logps, expected, atol=1e-4)
             assert completion.text == "".join(VOCABULARY[t] for t in completion.token_ids if t > 2)
             rollouts += 1
     assert rollouts == 300
-
-
-def min_p(p, sampling):
-    kept = np.where(p >= sampling.min_p * p.max(), p, 0.0)
-    return kept / kept.sum()
 
 
 def test_sampled_frequencies_follow_the_tempered_truncated_distribution(one, root):
