@@ -69,7 +69,7 @@ class Serving:
         return f"the server `{self.line}` {how}; its last output:\n{self.output()}"
 
     def output(self) -> str:
-        """Its last errors and lines; everything goes to this process's own output, which in a worker is the run's log."""
+        """Its last errors and lines; all goes to this process's own output, which in a worker is the run's log."""
         try:
             text = self.log.read_text(errors="replace")
         except OSError:
