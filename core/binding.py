@@ -72,12 +72,12 @@ def bind(session: Session, reuse: Reuse | None = None) -> Reuse | None:
 
 
 def differences(stored: object, given: object) -> str:
-    """The first three settings in which two recipes, or parts of them, differ; the number of rounds aside."""
+    """The first three settings in which two recipes, or parts of them, differ; what may change aside."""
     before, after = _flat(stored), _flat(given)
     changed = [
         f"{key} was {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted({*before, *after} - {"rounds"})
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and not key.startswith("operation.")
     ]
     return "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 

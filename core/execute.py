@@ -62,6 +62,10 @@ class EngineRef:
     ref: PluginRef
     directory: Path
     threads: int
+    scratch: Path
+    """The run's folder for what an engine keeps beside the lake."""
+    needs: frozenset[str] = frozenset()
+    """What the recipe's stages read of each completion, of 'token_ids' and 'logps'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +219,8 @@ def engine_for(engine: EngineRef | None, wanted_by: Plugin) -> Any:
             made.close()
             made = None
         if made is None:
-            made = run_plugin(plugin, config, {"directory": engine.directory, "threads": engine.threads})
+            handles = {name: getattr(engine, name) for name in ("directory", "threads", "scratch", "needs")}
+            made = run_plugin(plugin, config, handles)
         else:
             with blamed_on(plugin):
                 made.reload(engine.directory)

@@ -50,6 +50,15 @@ LATER = _Later()
 default a recipe stays the recipe it was, so that those runs go on."""
 
 
+class _Operation:
+    """See `OPERATION`."""
+
+
+OPERATION = _Operation()
+"""Marks a setting of an engine that says how the work is done and not what comes of it, `Annotated[float | None,
+OPERATION]`: where servers are, how long to wait for them, what they may cost. It may change within a run."""
+
+
 class Config(BaseModel):
     """Base of every plugin's config: frozen, unknown keys refused, a docstring under each field."""
 
@@ -61,7 +70,12 @@ class Config(BaseModel):
         idle = {
             name for name, field in fields.items() if LATER in field.metadata and getattr(self, name) == field.default
         }
-        return self.model_dump(mode="json", exclude=idle)
+        return self.model_dump(mode="json", exclude=idle | set(self.operation()))
+
+    def operation(self) -> dict[str, Any]:
+        """The settings marked `OPERATION`, as plain values."""
+        marked = {name for name, field in type(self).model_fields.items() if OPERATION in field.metadata}
+        return self.model_dump(mode="json", include=marked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +126,12 @@ STAGES: dict[str, Contract] = {
             "engine",
             "engines",
             "A policy ready to sample. Returns an object with the methods of `strop.core.engine.Engine`.",
-            {"directory": "Path: the policy's checkpoint directory", "threads": "int: CPU threads it may use"},
+            {
+                "directory": "Path: the policy's checkpoint directory",
+                "threads": "int: CPU threads it may use",
+                "scratch": "Path: a folder of the run's that it may make, the same in every worker and restart",
+                "needs": "frozenset[str]: what later stages read of each completion, of 'token_ids' and 'logps'",
+            },
             (),
         ),
         Contract(
@@ -340,6 +359,10 @@ class Mark:
     """Objectives: the kind of example they learn from, 'sft', 'pair' or 'group'."""
     requires: frozenset[str] = frozenset()
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'); objectives: 'reference'."""
+    weights: bool = True
+    """Bases: whether the policy it gives has weights. Engines: whether they need them."""
+    alone: bool = False
+    """Engines: one worker process feeds it; a second would only start what it runs once more."""
 
 
 def stage(
@@ -349,6 +372,8 @@ def stage(
     needs: Sequence[str] = (),
     examples: str | None = None,
     requires: Sequence[str] = (),
+    weights: bool = True,
+    alone: bool = False,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
 
@@ -382,7 +407,7 @@ def stage(
                 )
             handles.append(parameter.name)
         function.__strop__ = Mark(  # type: ignore[attr-defined]
-            name, version, config, tuple(handles), frozenset(needs), examples, frozenset(requires)
+            name, version, config, tuple(handles), frozenset(needs), examples, frozenset(requires), weights, alone
         )
         return function
 

@@ -63,12 +63,22 @@ def call_of(session: Session, run: StageRun, step: Step, data: Mapping[str, Any]
         session.stamp(run, step, policy_id=policy.policy_id, given=_given(session, step, handles), **stamped),
         handles,
         session.out(run),
-        EngineRef(ref(session.recipe.engine, folder), session.directory(policy), session.workers.threads),
+        EngineRef(
+            ref(session.recipe.engine, folder),
+            session.directory(policy),
+            session.workers.threads,
+            session.lake.root.resolve() / "engines" / session.run_id,
+            _needs(session),
+        ),
         tuple(ref(task, folder) for task in session.recipe.tasks),
         task_seed(session),
         tuple(ref(s, folder) for s in session.recipe.round if s.kind == "verify" and s.split == "train"),
         _sampling_purpose(session, run, step),
     )
+
+
+def _needs(session: Session) -> frozenset[str]:
+    return frozenset(WIDE) & frozenset().union(*(step.plugin.mark.needs for step in session.recipe.round))
 
 
 def _policy(session: Session, round: int, step: Step, data: Mapping[str, Any]) -> Policy:

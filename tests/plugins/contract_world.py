@@ -17,9 +17,11 @@ from strop.storage.tables import Decision, Plan, Problem, Rollout, Score
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("base", "huggingface"): {"model": "."},
+    ("base", "served"): {"model": "toy"},
     ("select", "uniform"): {"problems": 5},
     ("synthesize", "weakness"): {"problems": 7, "threshold": 1.0},
     ("evaluate", "pass_at_k"): {"k": [1, 4]},
+    ("engine", "openai"): {"base_urls": ["http://localhost:8000/v1"]},
     ("engine", "scripted"): {"rules": [{"match": "", "replies": ["1", "2=2"]}]},
     ("task", "chain_arithmetic"): {"train": 12, "heldout_per_category": 1},
     ("task", "jsonl"): {"path": "problems.jsonl"},

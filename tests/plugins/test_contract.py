@@ -20,8 +20,8 @@ THEIRS = [("filter", "shortest")]
 ELSEWHERE = {"base", "objective"}
 """Kinds whose plugins make or weigh tensors; their files have tests of their own."""
 ROWS = [(s, n) for s, n in OURS + THEIRS if STAGES[s].returns]
-HEAVY = {("engine", "hf"), ("engine", "vllm")}
-"""Need a checkpoint; see test_hf_engine and test_vllm_engine."""
+HEAVY = {("engine", "hf"), ("engine", "vllm"), ("engine", "openai")}
+"""Need a checkpoint or a server; see test_hf_engine, test_vllm_engine and test_openai_engine."""
 
 
 def named(cases):
