@@ -130,21 +130,27 @@ class OpenaiEngine:
                     f"cannot score {len(ids)} + {len(tail)} tokens: the context is {context:g}, and the server samples "
                     "one after them"
                 )
-        found: list[list[float]] = [[] for _ in pairs]
+        found = [[math.nan] * len(tail) for _, tail in encoded]
+        whole = how != "labels"
 
-        async def do(i: int) -> None:
+        async def do(job: tuple[int, int]) -> None:
+            i, at = job
             ids, first = [*encoded[i][0], *encoded[i][1]], len(encoded[i][0])
-            wish = Wish(prompt="", ids=ids, limit=1, seed=None, sampling=Sampling(max_tokens=1))
+            label = {} if whole else {"logprob_token_ids": ids[first + at : first + at + 1]}
+            shown = ids if whole else ids[: first + at]
+            wish = Wish(prompt="", ids=shown, limit=1, seed=None, sampling=Sampling(max_tokens=1))
 
             def read(answer: Any, seconds: float) -> tuple[list[float], list[Reply]]:
-                return given_logps(answer, how, ids, first), replies_of(answer, 1)
+                given = (ids, first) if whole else (label["logprob_token_ids"], 0)
+                return given_logps(answer, how, *given), replies_of(answer, 1)
 
             try:
-                found[i], _ = await self._ask(wish, SCORERS[how], read, lambda pair: pair[1])
+                logps, _ = await self._ask(wish, {**SCORERS[how], **label}, read, lambda pair: pair[1])
             except RefusedError as error:
                 raise StageError(f"{self.fleet.url} refuses to score {len(ids)} tokens: {error}") from None
+            found[i][at : at + len(logps)] = logps
 
-        self._all([i for i, (_, tail) in enumerate(encoded) if tail], do)
+        self._all([(i, at) for i, (_, tail) in enumerate(encoded) for at in range(len(tail)) if not (whole and at)], do)
         return found
 
     def reload(self, directory: Path) -> None:

@@ -145,6 +145,7 @@ class Fleet:
             ids=ids or None,
             more=bool(admission.dialect) if more is None else more,
             vllm=admission.dialect == "vllm",
+            lora=self.config.policies == "lora" or "{base}" in self.config.serve,
         )
 
     async def _started(self, pool: Pool, server: Server, process: Serving) -> None:

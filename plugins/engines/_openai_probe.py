@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,8 @@ NARROW = Sampling(top_p=1e-3, max_tokens=1)
 """One token is left of every distribution: if it is reported as certain, truncation is in the numbers."""
 
 
-async def probe(ask: Ask, *, endpoint: str, ids: list[int] | None, more: bool, vllm: bool) -> Can:
-    """`ids` are those of `WORDS`, where the policy's tokenizer is known.
+async def probe(ask: Ask, *, endpoint: str, ids: list[int] | None, more: bool, vllm: bool, lora: bool) -> Can:
+    """`ids` are those of `WORDS`, where the policy's tokenizer is known; `lora`: whether the server has adapters.
 
     Raises StageError when not even a plain request is taken.
     """
@@ -39,7 +39,9 @@ async def probe(ask: Ask, *, endpoint: str, ids: list[int] | None, more: bool, v
         can = replace(can, logps=await _distribution(ask, wish, can, top, top_of(likely)))
     can = replace(can, token_ids=replies_of(answer, 1)[0].ids is not None)
     if can.ids and ids is not None and len(ids) > 1:
-        can = replace(can, score=await _scorer(ask, wish, can, ids))
+        can = replace(
+            can, score=await _scorer(ask, wish, can, ids, ["labels"] if lora else ["prompt_logprobs", "echo"])
+        )
     return can
 
 
@@ -79,11 +81,14 @@ async def _distribution(ask: Ask, wish: Wish, can: Can, top: dict[str, Any], pla
     return "sampled" if max(plain.values()) < -TOLD_APART and certain > -TOLD_APART / 10 else "tempered"
 
 
-async def _scorer(ask: Ask, wish: Wish, can: Can, ids: list[int]) -> str | None:
-    for how, fields in SCORERS.items():
-        answer = await _takes(ask, wish, can, fields)
+async def _scorer(ask: Ask, wish: Wish, can: Can, ids: list[int], ways: Sequence[str]) -> str | None:
+    """The first way to score that works. vLLM with adapters is not asked for logps of a prompt: it may die of that."""
+    for how in ways:
+        labels = {"logprob_token_ids": ids[:1]} if how == "labels" else {}
+        answer = await _takes(ask, wish, can, {**SCORERS[how], **labels})
         try:
-            if answer is not None and all(logp <= 0 for logp in given_logps(answer, how, ids, 1)):
+            given = ids[:1] if labels else ids
+            if answer is not None and all(logp <= 0 for logp in given_logps(answer, how, given, 0 if labels else 1)):
                 return how
         except MalformedError:
             continue
@@ -92,6 +97,7 @@ async def _scorer(ask: Ask, wish: Wish, can: Can, ids: list[int]) -> str | None:
 
 SCORERS: dict[str, dict[str, Any]] = {
     "prompt_logprobs": {"prompt_logprobs": 0},
+    "labels": {"logprobs": 1, "return_tokens_as_token_ids": True},
     "echo": {"echo": True, "logprobs": 1, "max_tokens": 0},
 }
-"""Fields that make a server give the log-probabilities of a prompt."""
+"""Fields that make a server give the log-probabilities of a prompt, or of `logprob_token_ids` as the next token."""

@@ -19,8 +19,8 @@ from strop.core.workers import SPIN
 from strop.plugins.engines._openai_keeper import GRACE_S
 from strop.storage.errors import StageError
 
-TAIL = 12
-"""Lines of a server's output that an error quotes."""
+TAIL = 8
+"""Lines of a server's output that an error quotes, and as many that name errors before them."""
 PLACES = ("policy", "base", "port", "replica")
 
 
@@ -69,13 +69,15 @@ class Serving:
         return f"the server `{self.line}` {how}; its last output:\n{self.output()}"
 
     def output(self) -> str:
-        """Its last lines; all of them go to this process's own output, which in a worker is the run's log."""
+        """Its last errors and lines; everything goes to this process's own output, which in a worker is the run's log."""
         try:
             text = self.log.read_text(errors="replace")
         except OSError:
             return "  (none)"
         print(text, file=sys.stderr, flush=True)
-        return "\n".join(f"  {line[:300]}" for line in text.splitlines()[-TAIL:]) or "  (none)"
+        lines = text.splitlines()
+        errors = [line for line in lines[:-TAIL] if "Error:" in line][-TAIL:]
+        return "\n".join(f"  {line[:300]}" for line in [*dict.fromkeys(errors), *lines[-TAIL:]]) or "  (none)"
 
     def close(self) -> None:
         """End it, and every process it started; their memory is free when this returns."""

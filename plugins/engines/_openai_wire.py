@@ -34,7 +34,7 @@ class Can:
     logps: str | None = None
     """Distribution its log-probabilities are of: 'sampled', 'tempered', 'plain' (neither tempered nor truncated)."""
     score: str | None = None
-    """How it scores a given text: 'prompt_logprobs', 'echo'."""
+    """How it scores a given text: 'prompt_logprobs', 'echo', or a token at a time as 'labels'."""
     limit: str = "max_tokens"
     """Its name for the longest completion."""
     plain_logprobs: int | None = None
@@ -187,9 +187,12 @@ def top_of(answer: Any) -> dict[str, float]:
 
 
 def given_logps(answer: Any, how: str, ids: Sequence[int], first: int) -> list[float]:
-    """Log-probabilities of ids[first:] of a scored prompt. Raises MalformedError when the answer has none."""
+    """Log-probabilities of ids[first:] of a scored prompt, or of the one label. Raises MalformedError without any."""
     try:
         choice = answer["choices"][0]
+        if how == "labels":
+            (label,) = ids
+            return [float(choice["logprobs"]["top_logprobs"][0][f"token_id:{label}"])]
         if how == "prompt_logprobs":
             places = choice["prompt_logprobs"]
             return [float(places[at][str(ids[at])]["logprob"]) for at in range(first, len(ids))]

@@ -209,6 +209,10 @@ class Handler(BaseHTTPRequestHandler):
             return {"content": [{"token": t, "logprob": logps[t], "top_logprobs": top} for t in drawn]}
         if body.get("echo"):
             return {"tokens": [str(i) for i in prompt], "token_logprobs": [None, *(of(i) for i in prompt[1:])]}
+        if body.get("logprob_token_ids"):
+            assert body["return_tokens_as_token_ids"]
+            top = {f"token_id:{i}": of(i) for i in body["logprob_token_ids"]}
+            return {"tokens": ["?"], "token_logprobs": [0.0], "top_logprobs": [top]}
         top = dict(list(logps.items())[: body["logprobs"]])
         return {
             "tokens": drawn,

@@ -365,10 +365,11 @@ def test_a_server_of_few_words_gives_text_alone_and_is_not_asked_for_more(toy, e
         engines(server, needs=frozenset({"token_ids"}))
 
 
-@pytest.mark.parametrize("how", ["prompt_logprobs", "echo"])
+@pytest.mark.parametrize("how", ["prompt_logprobs", "echo", "labels"])
 def test_score_gives_the_log_probabilities_of_a_text_and_of_token_ids(toy, engines, weights, how):
-    engine = engines(toy(str(weights), scores=how), weights)
+    engine = engines(toy(str(weights), scores=how), weights, policies="lora" if how == "labels" else "served")
     assert "score" in engine.capabilities
+    assert engine.can.score == how
     found = engine.score([("1+1=", "abz"), ("1", [15, 1]), ("1", "")])
     assert found[0] == pytest.approx([math.log(0.5), math.log(0.25), math.log(0.01)])
     assert found[1] == pytest.approx([math.log(0.2), math.log(0.05)])

@@ -207,6 +207,9 @@ def test_logits_that_are_not_numbers_name_the_policy_and_untempered_numbers_are_
     try:
         assert raw.can.logps == "plain"
         check(raw.sample(requests(4), Sampling(max_tokens=8)), requests(4), root / "one", Sampling())
+        pairs = [("1+2=", "12+3"), (LONG, "99"), ("9=", "1"), ("9=", "2")]
+        for (prompt, tail), found in zip(pairs, raw.score(pairs), strict=True):
+            np.testing.assert_allclose(found, Plain(root / "one").logps(prompt, ids_of(tail), Sampling()), atol=1e-4)
         with pytest.raises(StageError, match="neither tempered nor truncated: sample at temperature 1"):
             raw.sample(requests(1), Sampling(temperature=0.5))
     finally:
