@@ -184,10 +184,11 @@ class Cache:
         self.states = [model.embedding.new_empty(shape) for _ in model.layers]
 
     def select(self, rows: Tensor) -> Self:
-        """The cache of these rows, a row as often as it is named."""
+        """The cache of these rows, a row as often as it is named. The old one is used up, a layer at a time."""
         chosen = copy.copy(self)
         chosen.first = None if self.first is None else self.first[rows]
-        chosen.states = [self._taken(states, rows) for states in self.states]
+        self.states.reverse()
+        chosen.states = [self._taken(self.states.pop(), rows) for _ in range(len(self.states))]
         return chosen
 
     def _taken(self, states: Tensor, rows: Tensor) -> Tensor:
@@ -202,7 +203,8 @@ class Cache:
         room = self.states[0].shape[2]
         if self.width == room:
             more = min(self.most, 2 * room) - room
-            self.states = [F.pad(states, (0, 0, 0, max(more, 1))) for states in self.states]
+            for index, states in enumerate(self.states):
+                self.states[index] = F.pad(states, (0, 0, 0, max(more, 1)))
 
 
 def fits(model: Any) -> bool:

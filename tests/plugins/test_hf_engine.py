@@ -9,11 +9,11 @@ import torch
 
 from strop.core.chars import VOCABULARY, character_tokenizer
 from strop.core.engine import Request, Sampling
-from strop.plugins.engines._decode import Item, plan
 from strop.plugins.engines._draw import draw, streams, uniforms
 from strop.plugins.engines._draw import truncated as truncated_rows
 from strop.plugins.engines._llama import Llama
 from strop.plugins.engines._modules import Modules
+from strop.plugins.engines._plan import Item, plan
 from strop.plugins.engines.hf import Hf, hf
 from strop.storage.errors import StageError
 
