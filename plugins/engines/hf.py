@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from strop.plugins.engines._decode import Ends, Forward
+    from strop.plugins.engines._load import Loaded
     from strop.plugins.engines._plan import Item
     from strop.plugins.engines._record import Sampled
 
@@ -56,25 +57,37 @@ class HfEngine:
     """See `strop.core.engine.Engine`."""
 
     name = "hf"
-    capabilities = frozenset({"sample", "score"})
+    capabilities = frozenset({"sample", "score", "next_logits", "hidden", "reload"})
 
     def __init__(self, config: Hf, directory: Path, threads: int) -> None:
         import torch
 
-        from strop.plugins.engines._load import load
-        from strop.plugins.engines._memory import cache_bytes, keep_freed_memory
+        from strop.plugins.engines._memory import keep_freed_memory
 
         self.config, self.directory = config, directory
         if config.device == "cpu" or not torch.cuda.is_available():
             torch.set_num_threads(threads)
             keep_freed_memory()
-        loaded = load(directory, device=config.device, dtype=config.dtype, lean=config.lean)
-        self.tokenizer = loaded.tokenizer
-        self.context = loaded.context
-        self.model: Forward | None = loaded.model
-        self.eos: torch.Tensor = loaded.eos
-        self.rows = config.batch_rows or (256 if self.eos.device.type == "cpu" else 1024)
-        room = cache_bytes(self.eos.device) if config.cache_gb is None else int(config.cache_gb * 1e9)
+        self.loaded: Loaded | None = None
+        self.reload(directory)
+
+    def reload(self, directory: Path) -> None:
+        """Go on with another policy: its weights take the place of these where it has the same shape.
+
+        An adapter on the base that is loaded costs no more than its own weights and a merge.
+        """
+        from strop.plugins.engines._load import load
+        from strop.plugins.engines._memory import cache_bytes, give_back_freed_memory
+
+        config, before, self.directory = self.config, self.loaded, directory
+        self.loaded = self.model = None  # what fails half-way is closed
+        loaded = load(directory, device=config.device, dtype=config.dtype, lean=config.lean, before=before)
+        give_back_freed_memory()
+        self.loaded, self.model = loaded, loaded.model
+        self.tokenizer, self.context, self.eos = loaded.tokenizer, loaded.context, loaded.eos
+        on_cpu, free = self.eos.device.type == "cpu", cache_bytes(self.eos.device)
+        self.rows = config.batch_rows or max(1, min(256 if on_cpu else 1024, free // (16 * 4 * loaded.width)))
+        room = free if config.cache_gb is None else int(config.cache_gb * 1e9)
         self.cached_tokens = max(1, room // loaded.token_bytes)
 
     def render(self, prompt: str, messages: Sequence[dict[str, str]] | None = None) -> str:
@@ -172,8 +185,42 @@ class HfEngine:
         """
         import torch
 
-        from strop.core.trainer.encode import encode_prompts
         from strop.plugins.engines._score import score
+
+        prompts, tails = self._pairs(pairs)
+        with torch.inference_mode():
+            return score(self._loaded(), prompts, tails, self.eos.device)
+
+    def hidden(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[torch.Tensor]:
+        """[T, E] float32 states of the last layer, after its norm, at each token of prompt and continuation.
+
+        Raises ValueError as `score` does.
+        """
+        import torch
+
+        from strop.plugins.engines._score import hidden
+
+        prompts, tails = self._pairs(pairs)
+        whole = [[*prompt, *tail] for prompt, tail in zip(prompts, tails, strict=True)]
+        with torch.inference_mode():
+            return hidden(self._loaded(), whole, self.eos.device)
+
+    def next_logits(self, prompts: Sequence[str]) -> torch.Tensor:
+        """[B, V] float32 logits of the token after each prompt.
+
+        Raises ValueError as `score` does.
+        """
+        import torch
+
+        from strop.plugins.engines._score import next_logits
+
+        whole, _ = self._pairs([(prompt, "") for prompt in prompts])
+        with torch.inference_mode():
+            return next_logits(self._loaded(), whole, self.eos.device)
+
+    def _pairs(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> tuple[list[list[int]], list[Sequence[int]]]:
+        """Token ids of prompts and continuations."""
+        from strop.core.trainer.encode import encode_prompts
 
         prompts = encode_prompts([p for p, _ in pairs], self.tokenizer)
         tails = [
@@ -186,14 +233,13 @@ class HfEngine:
                 raise ValueError(
                     f"cannot score {len(prompt)} + {len(tail)} tokens: the policy's context is {self.context}"
                 )
-        with torch.inference_mode():
-            return score(self._loaded(), prompts, tails, self.eos.device)
+        return prompts, tails
 
     def close(self) -> None:
         """Free the weights."""
         from strop.plugins.engines._memory import give_back_freed_memory
 
-        self.model = None
+        self.loaded = self.model = None
         give_back_freed_memory()
 
     def _loaded(self) -> Forward:

@@ -517,5 +517,5 @@ def test_a_closed_engine_says_so(policies):
 
 def test_the_engine_declares_what_it_can_do(engine):
     assert engine.name == "hf"
-    assert engine.capabilities == {"sample", "score"}
+    assert engine.capabilities == {"sample", "score", "next_logits", "hidden", "reload"}
     assert dataclasses.is_dataclass(Sampling)
