@@ -7,12 +7,16 @@ the first token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+from pathlib import Path
+from typing import Protocol
 
 Progress = Callable[[int, int], None]
 """Called as `progress(rollouts_done, tokens_done)` with totals so far within one `sample` call."""
@@ -22,8 +26,8 @@ Progress = Callable[[int, int], None]
 class Sampling:
     """How to sample. `temperature=0` is greedy; `top_p=1`, `top_k=0` and `min_p=0` switch truncation off.
 
-    Truncation acts on the tempered distribution: the `top_k` likeliest tokens, of those the fewest that hold `top_p`,
-    of those the ones at least `min_p` times as likely as the likeliest.
+    Truncation acts on the tempered distribution: the tokens at least `min_p` times as likely as the likeliest, of those
+    the `top_k` likeliest, of those the fewest that hold `top_p` of what is left.
     """
 
     temperature: float = 1.0
@@ -117,3 +121,23 @@ class Inside(Protocol):
         After the last norm: what the head is given, transformers' `hidden_states[-1]`.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPolicy:
+    """A policy that a stage names in its settings (a reference, a teacher), and what is known of rollouts under it."""
+
+    directory: Path
+    hash: str
+    """Of the checkpoint's files."""
+    policy_id: int | None
+    """None: it is not of the lake."""
+    known: Mapping[int, list[float]]
+    """Rollout id -> log-probability of each of its tokens."""
+    load: Callable[[], Engine] | None = None
+    """Gives the recipe's engine with this policy loaded; set where the plugin runs."""
+
+    def engine(self) -> Engine:
+        """The engine with this policy loaded; it takes the place of whichever was loaded before."""
+        assert self.load is not None
+        return self.load()

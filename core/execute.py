@@ -23,7 +23,7 @@ from strop.core.seeds import derive
 from strop.storage.errors import PluginError, StageError, StropError
 from strop.storage.tables import BY_NAME, Problem, Rollout, Row, Score
 
-WORKER_HANDLES = frozenset({"engine", "verifiers"})
+WORKER_HANDLES = frozenset({"engine", "verifiers", "policy"})
 WORKER_KINDS = frozenset({"generate", "verify"})
 
 
@@ -109,6 +109,10 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
     handles = {name: value for name, value in call.data.items() if name in wanted}
     if "engine" in wanted:
         handles["engine"] = engine_for(call.engine, plugin)
+    if "policy" in wanted:
+        named = call.data["policy"]
+        engine = call.engine and dataclasses.replace(call.engine, directory=named.directory)
+        handles["policy"] = dataclasses.replace(named, load=partial(engine_for, engine, plugin))
     if "tasks" in wanted:
         handles["tasks"] = tasks_for(call)
     if "sample_seed" in wanted:

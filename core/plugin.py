@@ -25,7 +25,18 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from strop.storage.errors import PluginError, did_you_mean
-from strop.storage.tables import Context, Decision, Example, Metric, Plan, Problem, Rollout, Row, Score
+from strop.storage.tables import (
+    Context,
+    Decision,
+    Example,
+    Metric,
+    Plan,
+    Problem,
+    Rollout,
+    Row,
+    Score,
+    TokenLogps,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -145,9 +156,10 @@ STAGES: dict[str, Contract] = {
                 "tasks": "dict[str, Task]: the recipe's tasks by label",
                 "scores": "list[Score]: what earlier verify stages of this round said of these rollouts",
                 "engine": "Engine: the policy that wrote them",
+                "policy": "NamedPolicy: what the setting `policy` names: base, previous, champion or a directory",
                 **_COMMON,
             },
-            (Score,),
+            (Score, TokenLogps),
             frozenset({"rollouts"}),
         ),
         Contract(

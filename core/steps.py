@@ -8,6 +8,7 @@ from typing import Any
 
 from strop.core.events import StepResult
 from strop.core.execute import Call, EngineRef, ref
+from strop.core.named_policy import named_policy
 from strop.core.pass_rates import pass_rates
 from strop.core.problems import content_key
 from strop.core.recipe import Step
@@ -53,6 +54,8 @@ def call_of(session: Session, run: StageRun, step: Step, data: Mapping[str, Any]
         "split": step.split,
         "history": session.read(Metric, "round < ?", [run.round]) if "history" in step.plugin.mark.handles else [],
     }
+    if "policy" in step.plugin.mark.handles:
+        handles["policy"] = named_policy(session, step, handles["rollouts"])
     if "state" in step.plugin.mark.handles:
         handles["state"] = session.state_of(step, run.round)
     return Call(

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from strop.core.engine import NamedPolicy
 from strop.core.plugin import Examined, PassRate
 from strop.core.problems import problem_key
 from strop.core.registry import find
@@ -55,6 +56,9 @@ def world() -> dict[str, Any]:
         "problems": problems,
         "plan": plan,
         "engine": engine,
+        "policy": NamedPolicy(
+            Path(), "hash", None, {rollouts[0].rollout_id: [-0.5] * rollouts[0].n_tokens}, lambda: engine
+        ),
         "contexts": {},
         "rollouts": rollouts,
         "scores": scores,
@@ -95,8 +99,9 @@ def engine_that_knows(problems: dict[int, Problem]) -> Any:
         {"match": f"^{re.escape(p.prompt)}$", "replies": [p.reference, f"0={p.reference}", "no", "1=100", "100"]}
         for p in problems.values()
     ]
+    judges_itself = {"match": "Proposed answer", "replies": ["A"]}
     plugin = find("engine", "scripted")
-    return plugin.call(plugin.configure({"rules": rules}), {})
+    return plugin.call(plugin.configure({"rules": [*rules, judges_itself]}), {})
 
 
 def sampled(plan: list[Plan], problems: dict[int, Problem], engine: Any) -> list[Rollout]:
