@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-from pathlib import Path
-from typing import Protocol
 
 Progress = Callable[[int, int], None]
 """Called as `progress(rollouts_done, tokens_done)` with totals so far within one `sample` call."""

@@ -122,7 +122,7 @@ class HfEngine:
                 out[index] = [_refused(len(ids), self.context, sampling)] * len(request.seeds)
                 done += len(request.seeds)
         ends = self._ends(sampling.stop) if sampling.stop else None
-        final = torch.cat([self.eos, self.eos.new_tensor(sampling.stop_token_ids)]).unique()
+        final = torch.tensor(sorted({*self.eos.tolist(), *sampling.stop_token_ids}), device=self.eos.device)
 
         def tell(more_tokens: int) -> None:
             if progress is not None:

@@ -222,13 +222,14 @@ def test_sampled_frequencies_follow_the_tempered_truncated_distribution(engine, 
 
 
 def truncated(p: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Top-k, then top-p of what is left, then min-p, the slow and obvious way."""
+    """Min-p, then top-k, then top-p of what is left, the slow and obvious way."""
     kept = np.zeros_like(p)
+    p = np.where(p >= sampling.min_p * p.max(), p, 0)
     order = sorted(range(len(p)), key=lambda i: -p[i])[: sampling.top_k or None]
     total = sum(p[i] for i in order)
     mass = 0.0
     for i in order:
-        if mass >= sampling.top_p or p[i] < sampling.min_p * p.max():
+        if mass >= sampling.top_p:
             break
         kept[i] = p[i]
         mass += p[i] / total
@@ -254,6 +255,7 @@ def test_truncation_by_hand():
     assert probabilities(top_k=3, top_p=0.5) == [0.5714, 0.4286, 0, 0]  # 4/9 is not enough
     assert probabilities(min_p=0.7) == [0.5714, 0.4286, 0, 0]  # .3 is three quarters of .4
     assert probabilities(min_p=1.0) == [1, 0, 0, 0]
+    assert probabilities(min_p=0.7, top_p=0.56) == [1, 0, 0, 0]  # 4/7 is enough
     assert probabilities(min_p=0.45, top_k=2) == [0.5714, 0.4286, 0, 0]
     assert probabilities(min_p=0.3, temperature=0.5) == [0.64, 0.36, 0, 0]  # 16 : 9 : 4 : 1
     assert probabilities(temperature=0.5) == [0.5333, 0.3, 0.1333, 0.0333]  # squares over .30
