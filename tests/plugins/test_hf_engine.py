@@ -222,10 +222,10 @@ def test_sampled_frequencies_follow_the_tempered_truncated_distribution(engine, 
 
 
 def truncated(p: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Min-p, then top-k, then top-p of what is left, the slow and obvious way."""
+    """Min-p, then top-k of what is left, then top-p of that, the slow and obvious way."""
     kept = np.zeros_like(p)
-    p = np.where(p >= sampling.min_p * p.max(), p, 0)
-    order = sorted(range(len(p)), key=lambda i: -p[i])[: sampling.top_k or None]
+    order = [i for i in sorted(range(len(p)), key=lambda i: -p[i]) if p[i] >= sampling.min_p * p.max()]
+    order = order[: sampling.top_k or None]
     total = sum(p[i] for i in order)
     mass = 0.0
     for i in order:
@@ -257,6 +257,7 @@ def test_truncation_by_hand():
     assert probabilities(min_p=1.0) == [1, 0, 0, 0]
     assert probabilities(min_p=0.7, top_p=0.56) == [1, 0, 0, 0]  # 4/7 is enough
     assert probabilities(min_p=0.45, top_k=2) == [0.5714, 0.4286, 0, 0]
+    assert probabilities(min_p=0.5, top_p=0.75) == [0.5714, 0.4286, 0, 0]  # of the .9 left, .7 is enough
     assert probabilities(min_p=0.3, temperature=0.5) == [0.64, 0.36, 0, 0]  # 16 : 9 : 4 : 1
     assert probabilities(temperature=0.5) == [0.5333, 0.3, 0.1333, 0.0333]  # squares over .30
 
@@ -269,7 +270,7 @@ def test_truncation_by_hand():
         Sampling(top_p=0.9),
         Sampling(top_p=0.999, temperature=1.7),
         Sampling(top_k=50, top_p=0.8),
-        Sampling(top_k=200, min_p=0.02),
+        Sampling(top_k=200, min_p=0.02, top_p=0.9),
     ],
     ids=["plain", "small nucleus", "large nucleus", "top_k top_p", "top_k min_p"],
 )
