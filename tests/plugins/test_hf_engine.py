@@ -9,11 +9,11 @@ import torch
 
 from strop.core.chars import VOCABULARY, character_tokenizer
 from strop.core.engine import Request, Sampling
-from strop.plugins.engines._decode import Item, plan
 from strop.plugins.engines._draw import draw, streams, uniforms
 from strop.plugins.engines._draw import truncated as truncated_rows
 from strop.plugins.engines._llama import Llama
 from strop.plugins.engines._modules import Modules
+from strop.plugins.engines._plan import Item, plan
 from strop.plugins.engines.hf import Hf, hf
 from strop.storage.errors import StageError
 
@@ -255,6 +255,7 @@ def test_truncation_by_hand():
     assert probabilities(top_k=3, top_p=0.5) == [0.5714, 0.4286, 0, 0]  # 4/9 is not enough
     assert probabilities(min_p=0.7) == [0.5714, 0.4286, 0, 0]  # .3 is three quarters of .4
     assert probabilities(min_p=1.0) == [1, 0, 0, 0]
+    assert probabilities(min_p=0.7, top_p=0.56) == [1, 0, 0, 0]  # 4/7 is enough
     assert probabilities(min_p=0.45, top_k=2) == [0.5714, 0.4286, 0, 0]
     assert probabilities(min_p=0.5, top_p=0.75) == [0.5714, 0.4286, 0, 0]  # of the .9 left, .7 is enough
     assert probabilities(min_p=0.3, temperature=0.5) == [0.64, 0.36, 0, 0]  # 16 : 9 : 4 : 1
@@ -519,5 +520,5 @@ def test_a_closed_engine_says_so(policies):
 
 def test_the_engine_declares_what_it_can_do(engine):
     assert engine.name == "hf"
-    assert engine.capabilities == {"sample", "score"}
+    assert engine.capabilities == {"sample", "score", "next_logits", "hidden", "reload"}
     assert dataclasses.is_dataclass(Sampling)
