@@ -26,11 +26,12 @@ def bind(session: Session, reuse: Reuse | None = None) -> Reuse | None:
     there = session.read(Run, "true")
     if there:
         if there[0].recipe_hash != recipe.identity():
-            raise RecipeError(
-                f"run {session.run_id!r} was started with another recipe: "
-                f"{differences(json.loads(there[0].recipe_json), recipe.canonical())}. "
-                "Put it back, or start a new run with --run-id"
-            )
+            stored = recipe.as_today(json.loads(there[0].recipe_json))
+            if changed := differences(stored, json.loads(text)):
+                raise RecipeError(
+                    f"run {session.run_id!r} was started with another recipe: {changed}. "
+                    "Put it back, or start a new run with --run-id"
+                )
         bound = Reuse.of(there[0])
         if reuse is not None and reuse != bound:
             raise RecipeError(

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Progress = Callable[[int, int], None]
 """Called as `progress(rollouts_done, tokens_done)` with totals so far within one `sample` call."""
@@ -75,7 +78,7 @@ class Engine(Protocol):
     name: str
     capabilities: frozenset[str]
     """Subset of {'sample', 'score', 'next_logits', 'hidden', 'reload'}; with 'reload' it has `reload(directory)`, which
-    goes on with another policy more cheaply than a new engine would."""
+    goes on with another policy more cheaply than a new engine would; for two of the others see `Inside`."""
 
     def render(self, prompt: str, messages: Sequence[dict[str, str]] | None = None) -> str:
         """The text the model should read for a problem: chat template applied where the policy has one."""
@@ -99,6 +102,21 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the memory the policy holds."""
+        ...
+
+
+class Inside(Protocol):
+    """What an engine with the capabilities of these names has beside `Engine`'s own: a look inside the policy."""
+
+    def next_logits(self, prompts: Sequence[str]) -> Tensor:
+        """[B, V] float32, in main memory: the logits of the token after each prompt, untempered."""
+        ...
+
+    def hidden(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[Tensor]:
+        """[T, E] float32, in main memory: the last layer's state at each token of a prompt and its continuation.
+
+        After the last norm: what the head is given, transformers' `hidden_states[-1]`.
+        """
         ...
 
 

@@ -21,7 +21,7 @@ from strop.core.recipe import Step
 from strop.core.registry import Plugin
 from strop.core.seeds import derive
 from strop.storage.errors import PluginError, StageError, StropError
-from strop.storage.tables import BY_NAME, Problem, Rollout, Row, Score
+from strop.storage.tables import BY_NAME, Problem, Rollout, Row, Score, TokenLogps
 
 WORKER_HANDLES = frozenset({"engine", "verifiers", "policy"})
 WORKER_KINDS = frozenset({"generate", "verify"})
@@ -129,7 +129,7 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
     finished = finish(rows, call.stamp, allowed=STAGES[call.ref.stage].returns, plugin=plugin)
     files = {table: [_written(call, plugin, table, members)] for table, members in finished.items() if members}
     tokens = sum(row.n_tokens for row in finished.get("rollouts", []) if isinstance(row, Rollout))
-    counts = {table: len(members) for table, members in finished.items()}
+    counts = {table: len(members) for table, members in finished.items() if members or table != TokenLogps.TABLE}
     return Output(files, counts, tokens, time.perf_counter() - started, state)
 
 

@@ -146,6 +146,11 @@ class Recipe:
         """Hash of all that decides what a round does; the number of rounds does not, nor how the engine is run."""
         return digest({k: v for k, v in self.canonical().items() if k not in {"rounds", "operation"}}, size=8)
 
+    def as_today(self, canonical: dict[str, Any]) -> dict[str, Any]:
+        """A stored recipe without those settings of its engine that decide nothing, which older Strops kept there."""
+        operation = self.engine.config.operation()
+        return {**canonical, "engine": {k: v for k, v in canonical["engine"].items() if k not in operation}}
+
     def position(self, stage: str, *, last: bool = False) -> int:
         """Where a stage stands in the round: by its label, or the first (or last) of that kind. Raises RecipeError."""
         labels = [step.label for step in self.round]

@@ -118,9 +118,10 @@ def truncated(p: Tensor, sampling: Sampling) -> Tensor:
     """
     size = p.shape[-1]
     most = min(sampling.top_k or size, size)
-    least = p >= min(sampling.min_p, 1.0) * p.amax(-1, keepdim=True)
+    if sampling.min_p > 0:
+        p = p * (p >= min(sampling.min_p, 1.0) * p.amax(-1, keepdim=True))
     if most == size and sampling.top_p >= 1:
-        return p * least
+        return p
     ordered = _ordered(p, most, sampling.top_p)
     kept = torch.full_like(ordered[:, :1], most, dtype=torch.long)
     if sampling.top_p < 1:
@@ -132,7 +133,7 @@ def truncated(p: Tensor, sampling: Sampling) -> Tensor:
     left = kept - above.sum(-1, keepdim=True)
     if bool((level.sum(-1, keepdim=True) > left).any()):
         level &= level.cumsum(-1) <= left
-    return p * ((above | level) & least)
+    return p * (above | level)
 
 
 def _ordered(p: Tensor, most: int, top_p: float) -> Tensor:

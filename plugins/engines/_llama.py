@@ -8,7 +8,7 @@ side by side after a permutation of the rows), and query heads that share a key 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 _TYPES = ("llama", "qwen2", "qwen3")
 _ROPE = ("default", "linear", "llama3")
 _GROWTH = 64
+_ELEMENTS = 1 << 25
+"""Numbers of prompts computed at a time: 128 MB in float32."""
 
 
 @dataclass(slots=True)
@@ -46,8 +48,10 @@ class Llama:
         self.dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps: float = config.rms_norm_eps
         self.embedding: Tensor = model.model.embed_tokens.weight.detach()
-        self.head = _folded(model.lm_head.weight, model.model.norm.weight)
+        self.final: Tensor = model.model.norm.weight.detach()
+        self.head = _folded(model.lm_head.weight, self.final)
         self.layers = [self._layer(layer) for layer in model.model.layers]
+        self.width = max(self.head.shape[1], self.layers[0].gate_up.shape[1], self.layers[0].qkv.shape[1])
         self.root_eps = torch.tensor(self.eps**0.5)
         rotary = model.model.rotary_emb
         angles = torch.outer(torch.arange(config.max_position_embeddings).float(), rotary.inv_freq.float().cpu())
@@ -55,11 +59,22 @@ class Llama:
         self.turns = turns.to(self.embedding.device)
         """[positions, D / 2] complex"""
 
+    def load(self, model: Any) -> None:
+        """Take the weights of another model of this shape, in the memory of these."""
+        self.embedding.copy_(model.model.embed_tokens.weight.detach())
+        self.final.copy_(model.model.norm.weight.detach())
+        self.head.copy_(_folded(model.lm_head.weight, model.model.norm.weight))
+        for mine, theirs in zip(self.layers, model.model.layers, strict=True):
+            found = self._layer(theirs)
+            for field in fields(_Layer):
+                if getattr(mine, field.name) is not None:
+                    getattr(mine, field.name).copy_(getattr(found, field.name))
+
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         scale = self.dim**-0.5
         normed = getattr(attention, "q_norm", None) is not None
-        order = torch.arange(self.dim).view(2, -1).T.flatten().to(self.embedding.device)
+        order = torch.arange(self.dim).view(2, -1).T.flatten().to(attention.q_proj.weight.device)
 
         def grouped(name: str) -> Tensor:
             q, k, v = (getattr(getattr(attention, f"{p}_proj"), name).detach() for p in "qkv")
@@ -106,8 +121,11 @@ class Llama:
         gate, up = (self._norm(x) @ layer.gate_up).chunk(2, -1)
         x.addmm_(F.silu(gate).mul_(up), layer.down)
 
-    def _full(self, ids: Tensor, first: Tensor | None, cache: Cache | None) -> Tensor:
-        """[B, T, E] of whole sequences; row b begins at column first[b], all at 0 where it is None."""
+    def _full(self, ids: Tensor, first: Tensor | None, cache: Cache | None = None, at: int = 0) -> Tensor:
+        """[B, T, E] of whole sequences; row b begins at column first[b], all at 0 where it is None.
+
+        They are the cache's rows from `at` on.
+        """
         rows, width = ids.shape
         columns = torch.arange(width, device=ids.device)
         position = columns.expand(rows, width) if first is None else (columns - first[:, None]).clamp_(min=0)
@@ -122,7 +140,8 @@ class Llama:
             found = self._qkv(layer, x, turns).view(rows, width, self.groups, -1, self.dim).permute(3, 0, 2, 1, 4)
             q = found[:-2].permute(1, 2, 0, 3, 4).flatten(1, 2)
             if cache is not None:
-                cache.states[index].view(2, rows, self.groups, -1, self.dim)[..., :width, :] = found[-2:]
+                kept = cache.states[index].view(2, -1, self.groups, cache.room, self.dim)
+                kept[:, at : at + rows, :, :width] = found[-2:]
             seen = F.scaled_dot_product_attention(
                 q,
                 found[-2],
@@ -139,8 +158,12 @@ class Llama:
     def prefill(self, ids: Tensor, first: Tensor | None, room: int) -> tuple[Tensor, Cache]:
         """Logits [B, V] after each prompt, padded on the left, and its cache with room for so many more tokens."""
         cache = Cache(self, len(ids), ids.shape[1], first, room)
-        x = self._full(ids, first, cache)[:, -1]
-        return self._norm(x) @ self.head, cache
+        rows = max(1, _ELEMENTS // (ids.shape[1] * self.width))
+        last = [
+            self._full(ids[at : at + rows], None if first is None else first[at : at + rows], cache, at)[:, -1]
+            for at in range(0, len(ids), rows)
+        ]
+        return self._norm(torch.cat(last)) @ self.head, cache
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after one more token each."""
@@ -168,9 +191,14 @@ class Llama:
         cache.width += 1
         return self._norm(x) @ self.head
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """[B, T, V] of whole sequences, padded on the right."""
-        return self._norm(self._full(ids, None, None)) @ self.head
+    def logits(self, ids: Tensor, at: Tensor | None = None) -> Tensor:
+        """[B, T, V] of whole sequences, padded on the right; [B, V] after one column `at` [B] of each."""
+        x = self._full(ids, None)
+        return self._norm(x if at is None else x[torch.arange(len(ids), device=ids.device), at]) @ self.head
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """[B, T, E] what the head is given, of whole sequences, padded on the right."""
+        return self._norm(self._full(ids, None)) * self.final
 
 
 class Cache:
@@ -184,10 +212,11 @@ class Cache:
         self.states = [model.embedding.new_empty(shape) for _ in model.layers]
 
     def select(self, rows: Tensor) -> Self:
-        """The cache of these rows, a row as often as it is named."""
+        """The cache of these rows, a row as often as it is named. The old one is used up, a layer at a time."""
         chosen = copy.copy(self)
         chosen.first = None if self.first is None else self.first[rows]
-        chosen.states = [self._taken(states, rows) for states in self.states]
+        self.states.reverse()
+        chosen.states = [self._taken(self.states.pop(), rows) for _ in range(len(self.states))]
         return chosen
 
     def _taken(self, states: Tensor, rows: Tensor) -> Tensor:
@@ -197,12 +226,17 @@ class Cache:
         new.copy_(old.index_select(1, rows))
         return taken
 
+    @property
+    def room(self) -> int:
+        """Columns there is memory for."""
+        return self.states[0].shape[2]
+
     def reserve(self) -> None:
         """Make room for one more column."""
-        room = self.states[0].shape[2]
-        if self.width == room:
-            more = min(self.most, 2 * room) - room
-            self.states = [F.pad(states, (0, 0, 0, max(more, 1))) for states in self.states]
+        if self.width == self.room:
+            more = min(self.most, 2 * self.room) - self.room
+            for index, states in enumerate(self.states):
+                self.states[index] = F.pad(states, (0, 0, 0, max(more, 1)))
 
 
 def fits(model: Any) -> bool:

@@ -98,7 +98,7 @@ class ScriptedEngine:
         return found
 
     def score(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[list[float]]:
-        """A reply's own log-probabilities, without its end where that is not asked for; -1 a character of other text."""
+        """A reply's own log-probabilities, without its end where not asked for; -1 a character of other text."""
         self.calls += 1
         found = []
         for prompt, continuation in pairs:

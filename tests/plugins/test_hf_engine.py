@@ -9,11 +9,11 @@ import torch
 
 from strop.core.chars import VOCABULARY, character_tokenizer
 from strop.core.engine import Request, Sampling
-from strop.plugins.engines._decode import Item, plan
 from strop.plugins.engines._draw import draw, streams, uniforms
 from strop.plugins.engines._draw import truncated as truncated_rows
 from strop.plugins.engines._llama import Llama
 from strop.plugins.engines._modules import Modules
+from strop.plugins.engines._plan import Item, plan
 from strop.plugins.engines.hf import Hf, hf
 from strop.storage.errors import StageError
 
@@ -222,13 +222,14 @@ def test_sampled_frequencies_follow_the_tempered_truncated_distribution(engine, 
 
 
 def truncated(p: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Top-k, then top-p of what is left, then min-p, the slow and obvious way."""
+    """Min-p, then top-k of what is left, then top-p of that, the slow and obvious way."""
     kept = np.zeros_like(p)
-    order = sorted(range(len(p)), key=lambda i: -p[i])[: sampling.top_k or None]
+    order = [i for i in sorted(range(len(p)), key=lambda i: -p[i]) if p[i] >= sampling.min_p * p.max()]
+    order = order[: sampling.top_k or None]
     total = sum(p[i] for i in order)
     mass = 0.0
     for i in order:
-        if mass >= sampling.top_p or p[i] < sampling.min_p * p.max():
+        if mass >= sampling.top_p:
             break
         kept[i] = p[i]
         mass += p[i] / total
@@ -254,7 +255,9 @@ def test_truncation_by_hand():
     assert probabilities(top_k=3, top_p=0.5) == [0.5714, 0.4286, 0, 0]  # 4/9 is not enough
     assert probabilities(min_p=0.7) == [0.5714, 0.4286, 0, 0]  # .3 is three quarters of .4
     assert probabilities(min_p=1.0) == [1, 0, 0, 0]
+    assert probabilities(min_p=0.7, top_p=0.56) == [1, 0, 0, 0]  # 4/7 is enough
     assert probabilities(min_p=0.45, top_k=2) == [0.5714, 0.4286, 0, 0]
+    assert probabilities(min_p=0.5, top_p=0.75) == [0.5714, 0.4286, 0, 0]  # of the .9 left, .7 is enough
     assert probabilities(min_p=0.3, temperature=0.5) == [0.64, 0.36, 0, 0]  # 16 : 9 : 4 : 1
     assert probabilities(temperature=0.5) == [0.5333, 0.3, 0.1333, 0.0333]  # squares over .30
 
@@ -267,7 +270,7 @@ def test_truncation_by_hand():
         Sampling(top_p=0.9),
         Sampling(top_p=0.999, temperature=1.7),
         Sampling(top_k=50, top_p=0.8),
-        Sampling(top_k=200, min_p=0.02),
+        Sampling(top_k=200, min_p=0.02, top_p=0.9),
     ],
     ids=["plain", "small nucleus", "large nucleus", "top_k top_p", "top_k min_p"],
 )
@@ -517,5 +520,5 @@ def test_a_closed_engine_says_so(policies):
 
 def test_the_engine_declares_what_it_can_do(engine):
     assert engine.name == "hf"
-    assert engine.capabilities == {"sample", "score"}
+    assert engine.capabilities == {"sample", "score", "next_logits", "hidden", "reload"}
     assert dataclasses.is_dataclass(Sampling)
