@@ -1,11 +1,11 @@
 """Samples with PyTorch in this process, on CPU or one accelerator; quick on small models, right on any.
 
-Requests are batched by prompt length, a prompt is read once for all its samples, and finished rows leave the batch.
-Llama, Qwen2 and Qwen3 run through a lean forward pass (checked against transformers when the policy is loaded), every
-other architecture through transformers' own modules.
+Requests are batched by prompt length, a prompt is read once for all its samples, and finished rows leave the batch;
+where memory runs out, batches are halved and what is finished stays. Llama, Qwen2 and Qwen3 run through a lean forward
+pass, checked against transformers when the policy is loaded, other architectures through transformers' own modules.
 
 Source: self-certainty from Kang et al. 2025, 2502.18581, eq. 5.
-Left out: prompts are not shared between requests, and rows that finish are not replaced by waiting ones.
+Left out: rows that finish are not replaced by waiting ones; batches of 256 lose 6% by it on the default policy.
 """
 
 from __future__ import annotations
