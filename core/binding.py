@@ -7,9 +7,8 @@ import json
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from strop.core.recipe import Recipe, canonical_json
+from strop.core.recipe import canonical_json
 from strop.core.reuse import Reuse
 from strop.core.session import Session
 from strop.storage.errors import RecipeError
@@ -26,13 +25,13 @@ def bind(session: Session, reuse: Reuse | None = None) -> Reuse | None:
     text = canonical_json(recipe.canonical())
     there = session.read(Run, "true")
     if there:
-        stored = json.loads(there[0].recipe_json)
-        changed = differences(stored, _without_new(recipe, stored))
-        if there[0].recipe_hash != recipe.identity() and changed:
-            raise RecipeError(
-                f"run {session.run_id!r} was started with another recipe: {changed}. "
-                "Put it back, or start a new run with --run-id"
-            )
+        if there[0].recipe_hash != recipe.identity():
+            stored = recipe.as_today(json.loads(there[0].recipe_json))
+            if changed := differences(stored, json.loads(text)):
+                raise RecipeError(
+                    f"run {session.run_id!r} was started with another recipe: {changed}. "
+                    "Put it back, or start a new run with --run-id"
+                )
         bound = Reuse.of(there[0])
         if reuse is not None and reuse != bound:
             raise RecipeError(
@@ -73,30 +72,13 @@ def bind(session: Session, reuse: Reuse | None = None) -> Reuse | None:
     return reuse
 
 
-def _without_new(recipe: Recipe, stored: dict[str, Any]) -> dict[str, Any]:
-    """The recipe in full, but for settings that its plugins had not when the run was started and that are at their
-    default."""
-    given = recipe.canonical()
-    theirs = {label: settings for stage in stored.get("round", []) for label, settings in stage.items()}
-    mine = {label: settings for stage in given["round"] for label, settings in stage.items()}
-    pairs = [(recipe.base, given["base"], stored.get("base")), (recipe.engine, given["engine"], stored.get("engine"))]
-    pairs += [(task, given["tasks"][task.name], stored.get("tasks", {}).get(task.name)) for task in recipe.tasks]
-    pairs += [(step, mine[step.label], theirs.get(step.label)) for step in recipe.round]
-    for step, settings, before in pairs:
-        set_to = step.config.model_dump(mode="json", exclude_defaults=True)
-        for key in [k for k in settings if before is not None and k not in before and k not in set_to]:
-            if key in type(step.config).model_fields:
-                del settings[key]
-    return given
-
-
 def differences(stored: object, given: object) -> str:
-    """The first three settings in which two recipes, or parts of them, differ; the number of rounds aside."""
+    """The first three settings in which two recipes, or parts of them, differ; what may change aside."""
     before, after = _flat(stored), _flat(given)
     changed = [
         f"{key} was {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted({*before, *after} - {"rounds"})
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and not key.startswith("operation.")
     ]
     return "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 

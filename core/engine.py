@@ -7,9 +7,13 @@ the first token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Progress = Callable[[int, int], None]
 """Called as `progress(rollouts_done, tokens_done)` with totals so far within one `sample` call."""
@@ -19,8 +23,8 @@ Progress = Callable[[int, int], None]
 class Sampling:
     """How to sample. `temperature=0` is greedy; `top_p=1`, `top_k=0` and `min_p=0` switch truncation off.
 
-    Truncation acts on the tempered distribution: the `top_k` likeliest tokens, of those the fewest that hold `top_p`, of
-    those the ones at least `min_p` times as likely as the likeliest.
+    Truncation acts on the tempered distribution: the tokens at least `min_p` times as likely as the likeliest, of those
+    the `top_k` likeliest, of those the fewest that hold `top_p` of what is left.
     """
 
     temperature: float = 1.0
@@ -74,7 +78,7 @@ class Engine(Protocol):
     name: str
     capabilities: frozenset[str]
     """Subset of {'sample', 'score', 'next_logits', 'hidden', 'reload'}; with 'reload' it has `reload(directory)`, which
-    goes on with another policy more cheaply than a new engine would."""
+    goes on with another policy more cheaply than a new engine would; for two of the others see `Inside`."""
 
     def render(self, prompt: str, messages: Sequence[dict[str, str]] | None = None) -> str:
         """The text the model should read for a problem: chat template applied where the policy has one."""
@@ -92,10 +96,45 @@ class Engine(Protocol):
     def score(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[list[float]]:
         """Log-probabilities, in nats, of each continuation's tokens after its prompt (untempered).
 
-        A continuation is a text, or token ids as they were sampled: the same text may have been sampled in other tokens.
+        A continuation is a text, or token ids as they were sampled: a text can be sampled in more ways than one.
         """
         ...
 
     def close(self) -> None:
         """Free the memory the policy holds."""
         ...
+
+
+class Inside(Protocol):
+    """What an engine with the capabilities of these names has beside `Engine`'s own: a look inside the policy."""
+
+    def next_logits(self, prompts: Sequence[str]) -> Tensor:
+        """[B, V] float32, in main memory: the logits of the token after each prompt, untempered."""
+        ...
+
+    def hidden(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[Tensor]:
+        """[T, E] float32, in main memory: the last layer's state at each token of a prompt and its continuation.
+
+        After the last norm: what the head is given, transformers' `hidden_states[-1]`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPolicy:
+    """A policy that a stage names in its settings (a reference, a teacher), and what is known of rollouts under it."""
+
+    directory: Path
+    hash: str
+    """Of the checkpoint's files."""
+    policy_id: int | None
+    """None: it is not of the lake."""
+    known: Mapping[int, list[float]]
+    """Rollout id -> log-probability of each of its tokens."""
+    load: Callable[[], Engine] | None = None
+    """Gives the recipe's engine with this policy loaded; set where the plugin runs."""
+
+    def engine(self) -> Engine:
+        """The engine with this policy loaded; it takes the place of whichever was loaded before."""
+        assert self.load is not None
+        return self.load()

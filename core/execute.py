@@ -22,9 +22,9 @@ from strop.core.recipe import Step
 from strop.core.registry import Plugin
 from strop.core.seeds import derive
 from strop.storage.errors import PluginError, StageError, StropError
-from strop.storage.tables import BY_NAME, Problem, Rollout, Row, Score
+from strop.storage.tables import BY_NAME, Problem, Rollout, Row, Score, TokenLogps
 
-WORKER_HANDLES = frozenset({"engine", "verifiers"})
+WORKER_HANDLES = frozenset({"engine", "verifiers", "policy"})
 WORKER_KINDS = frozenset({"generate", "verify"})
 
 
@@ -63,6 +63,10 @@ class EngineRef:
     ref: PluginRef
     directory: Path
     threads: int
+    scratch: Path
+    """The run's folder for what an engine keeps beside the lake."""
+    needs: frozenset[str] = frozenset()
+    """What the recipe's stages read of each completion, of 'token_ids' and 'logps'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,10 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
     handles = {name: value for name, value in call.data.items() if name in wanted}
     if "engine" in wanted:
         handles["engine"] = engine_for(call.engine, plugin)
+    if "policy" in wanted:
+        named = call.data["policy"]
+        engine = call.engine and dataclasses.replace(call.engine, directory=named.directory)
+        handles["policy"] = dataclasses.replace(named, load=partial(engine_for, engine, plugin))
     if "tasks" in wanted and not plugin.mark.each:
         handles["tasks"] = tasks_for(call)
     if "sample_seed" in wanted:
@@ -138,7 +146,7 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
     finished = finish(rows, call.stamp, allowed=STAGES[call.ref.stage].returns, plugin=plugin)
     files = {table: [_written(call, plugin, table, members)] for table, members in finished.items() if members}
     tokens = sum(row.n_tokens for row in finished.get("rollouts", []) if isinstance(row, Rollout))
-    counts = {table: len(members) for table, members in finished.items()}
+    counts = {table: len(members) for table, members in finished.items() if members or table != TokenLogps.TABLE}
     return Output(files, counts, tokens, time.perf_counter() - started, state)
 
 
@@ -246,7 +254,8 @@ def engine_for(engine: EngineRef | None, wanted_by: Plugin) -> Any:
             made.close()
             made = None
         if made is None:
-            made = run_plugin(plugin, config, {"directory": engine.directory, "threads": engine.threads})
+            handles = {name: getattr(engine, name) for name in ("directory", "threads", "scratch", "needs")}
+            made = run_plugin(plugin, config, handles)
         else:
             with blamed_on(plugin):
                 made.reload(engine.directory)

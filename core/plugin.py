@@ -28,9 +28,38 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from strop.storage.errors import PluginError, did_you_mean
-from strop.storage.tables import Context, Decision, Example, Metric, Plan, Problem, Rollout, Row, Score
+from strop.storage.tables import (
+    Context,
+    Decision,
+    Example,
+    Metric,
+    Plan,
+    Problem,
+    Rollout,
+    Row,
+    Score,
+    TokenLogps,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Later:
+    """See `LATER`."""
+
+
+LATER = _Later()
+"""Marks a setting that a plugin got after runs had been made with it, `min_p: Annotated[float, LATER] = 0.0`: at its
+default a recipe stays the recipe it was, so that those runs go on."""
+
+
+class _Operation:
+    """See `OPERATION`."""
+
+
+OPERATION = _Operation()
+"""Marks a setting of an engine that says how the work is done and not what comes of it, `Annotated[float | None,
+OPERATION]`: where servers are, how long to wait for them, what they may cost. It may change within a run."""
 
 
 class Config(BaseModel):
@@ -38,13 +67,26 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what is done, as plain values; `LATER` ones count once they are not the default."""
+        fields = type(self).model_fields
+        idle = {
+            name for name, field in fields.items() if LATER in field.metadata and getattr(self, name) == field.default
+        }
+        return self.model_dump(mode="json", exclude=idle | set(self.operation()))
+
+    def operation(self) -> dict[str, Any]:
+        """The settings marked `OPERATION`, as plain values."""
+        marked = {name for name, field in type(self).model_fields.items() if OPERATION in field.metadata}
+        return self.model_dump(mode="json", include=marked)
+
 
 class PerRollout(Config):
     """Config of a verifier that judges one rollout at a time."""
 
-    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    timeout_s: Annotated[float, Field(gt=0, le=3600), LATER] = 10.0
     """Seconds of processor time for one rollout, and six times as many of waiting; then the verdict is 'error'."""
-    memory_gb: PositiveFloat | None = None
+    memory_gb: Annotated[PositiveFloat | None, LATER] = None
     """Memory that judging one rollout may take beyond the loaded verifier; null = no limit."""
 
 
@@ -96,7 +138,12 @@ STAGES: dict[str, Contract] = {
             "engine",
             "engines",
             "A policy ready to sample. Returns an object with the methods of `strop.core.engine.Engine`.",
-            {"directory": "Path: the policy's checkpoint directory", "threads": "int: CPU threads it may use"},
+            {
+                "directory": "Path: the policy's checkpoint directory",
+                "threads": "int: CPU threads it may use",
+                "scratch": "Path: a folder of the run's that it may make, the same in every worker and restart",
+                "needs": "frozenset[str]: what later stages read of each completion, of 'token_ids' and 'logps'",
+            },
             (),
         ),
         Contract(
@@ -143,9 +190,10 @@ STAGES: dict[str, Contract] = {
                 "tasks": "dict[str, Task]: the recipe's tasks by label",
                 "scores": "list[Score]: what earlier verify stages of this round said of these rollouts",
                 "engine": "Engine: the policy that wrote them",
+                "policy": "NamedPolicy: what the setting `policy` names: base, previous, champion or a directory",
                 **_COMMON,
             },
-            (Score,),
+            (Score, TokenLogps),
             frozenset({"rollout", "rollouts"}),
         ),
         Contract(
@@ -326,6 +374,10 @@ class Mark:
     """Objectives: the kind of example they learn from, 'sft', 'pair' or 'group'."""
     requires: frozenset[str] = frozenset()
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'); objectives: 'reference'."""
+    weights: bool = True
+    """Bases: whether the policy it gives has weights. Engines: whether they need them."""
+    alone: bool = False
+    """Engines: one worker process feeds it; a second would only start what it runs once more."""
     imports: tuple[str, ...] = ()
     """Modules that a verifier of single rollouts imports when called: loaded before the first one's time begins."""
 
@@ -342,6 +394,8 @@ def stage(
     needs: Sequence[str] = (),
     examples: str | None = None,
     requires: Sequence[str] = (),
+    weights: bool = True,
+    alone: bool = False,
     imports: Sequence[str] = (),
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
@@ -378,7 +432,16 @@ def stage(
         if name == "verify":
             _check_each(where, config, handles)
         function.__strop__ = Mark(  # type: ignore[attr-defined]
-            name, version, config, tuple(handles), frozenset(needs), examples, frozenset(requires), tuple(imports)
+            name,
+            version,
+            config,
+            tuple(handles),
+            frozenset(needs),
+            examples,
+            frozenset(requires),
+            weights,
+            alone,
+            tuple(imports),
         )
         return function
 
@@ -391,7 +454,7 @@ def _check_each(where: str, config: type[Config], handles: Sequence[str]) -> Non
         if "problem" in handles:
             raise PluginError(f"{where}: `problem` comes with `rollout`; with `rollouts` ask for `problems`")
         return
-    if many := [name for name in ("rollouts", "problems", "engine") if name in handles]:
+    if many := [name for name in ("rollouts", "problems", "engine", "policy") if name in handles]:
         raise PluginError(
             f"{where}: with `rollout` it judges one at a time and is not handed {', '.join(many)}; "
             "ask for `rollouts` and `problems` to judge a shard of them"

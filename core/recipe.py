@@ -96,9 +96,9 @@ class Step:
         """Everything that decides what the step does, as plain values."""
         plugin = self.plugin
         use = f"./{Path(plugin.origin).name}:{plugin.name}" if plugin.is_local else plugin.name
-        found: dict[str, Any] = {"use": use, "as": self.name, **self.config.model_dump(mode="json")}
+        found: dict[str, Any] = {"use": use, "as": self.name, **self.config.decisive()}
         if self.objective is not None:
-            found["objective"] = {"use": use, **self.objective.model_dump(mode="json")}
+            found["objective"] = {"use": use, **self.objective.decisive()}
         return found
 
 
@@ -128,7 +128,8 @@ class Recipe:
         return self.path.parent if self.path else Path.cwd()
 
     def canonical(self) -> dict[str, Any]:
-        """The recipe with every default written out."""
+        """The recipe with every default written out; `operation` are settings of the engine that decide nothing."""
+        operation = self.engine.config.operation()
         return {
             "name": self.name,
             "seed": self.seed,
@@ -137,12 +138,18 @@ class Recipe:
             "base": self.base.settings(),
             "tasks": {step.name: step.settings() for step in self.tasks},
             "engine": self.engine.settings(),
+            **({"operation": operation} if operation else {}),
             "round": [{step.label: step.settings()} for step in self.round],
         }
 
     def identity(self) -> str:
-        """Hash of all that decides what a round does; the number of rounds does not."""
-        return digest({k: v for k, v in self.canonical().items() if k != "rounds"}, size=8)
+        """Hash of all that decides what a round does; the number of rounds does not, nor how the engine is run."""
+        return digest({k: v for k, v in self.canonical().items() if k not in {"rounds", "operation"}}, size=8)
+
+    def as_today(self, canonical: dict[str, Any]) -> dict[str, Any]:
+        """A stored recipe without those settings of its engine that decide nothing, which older Strops kept there."""
+        operation = self.engine.config.operation()
+        return {**canonical, "engine": {k: v for k, v in canonical["engine"].items() if k not in operation}}
 
     def position(self, stage: str, *, last: bool = False) -> int:
         """Where a stage stands in the round: by its label, or the first (or last) of that kind. Raises RecipeError."""
@@ -235,6 +242,7 @@ def build(source: Source, path: Path | None) -> Recipe:
     )
     _check_labels(recipe, source)
     _check_order(recipe, source)
+    _check_weights(recipe, source)
     return recipe
 
 
@@ -349,6 +357,24 @@ def _check_labels(recipe: Recipe, source: Source) -> None:
         found = [step for step in recipe.round if step.kind == kind]
         if len(found) > 1:
             raise source.error(found[1].location, f"one `{kind}` a round: {why}")
+
+
+def _check_weights(recipe: Recipe, source: Source) -> None:
+    """A policy that is only a name behind a server can be sampled there, and nowhere be trained."""
+    if recipe.base.plugin.mark.weights:
+        return
+    base = f"the base `{recipe.base.plugin.name}` is a policy without weights"
+    for step in recipe.round:
+        if step.kind == "train":
+            raise source.error(
+                step.location,
+                f"{base}, which cannot be trained: leave `train` out, or take a base that has them, "
+                "`base: {use: huggingface, model: ...}`",
+            )
+    if recipe.engine.plugin.mark.weights:
+        raise source.error(
+            ("engine",), f"{base}, which the engine `{recipe.engine.plugin.name}` cannot run: write `engine: openai`"
+        )
 
 
 def canonical_json(value: Any) -> str:

@@ -193,7 +193,10 @@ def describe_errors(error: ValidationError, config: type[Config]) -> list[tuple[
             field = _fields_at(config, location).get(str(location[-1]))
             message = f"{location[-1]!r} is required: {(field and field.description) or 'give a value'}"
         else:
-            message = f"{'.'.join(map(str, location))}: {item['msg']}, got {item['input']!r}"
+            field = config.model_fields.get(str(location[0])) if location else None
+            secret = not location or (field is not None and not field.repr)
+            message = ": ".join(filter(None, (".".join(map(str, location)), item["msg"])))
+            message += "" if secret else f", got {item['input']!r}"
         found.append((location, message))
     return found
 

@@ -194,7 +194,8 @@ class Reusing:
 
     def _afresh(self, step: Step, theirs: str) -> bool:
         versions = {run.plugin_version for run in self.first.ledger[0, theirs].values()}
-        engine = step.label == "heldout" and self.recipe.engine.settings() != self.first.canonical["engine"]
+        theirs_was = self.recipe.as_today(self.first.canonical)["engine"]
+        engine = step.label == "heldout" and self.recipe.engine.settings() != theirs_was
         asked = step.label in {self.reuse.start, f"heldout.{self.reuse.start}"}
         return asked or engine or versions != {step.plugin.mark.version}
 

@@ -179,7 +179,8 @@ def session_of(recipe: Recipe, lake: Lake, run_id: str, on_event: OnEvent) -> Se
     """A session on a run as the ledger has it; whoever makes it holds the run's lock and releases the workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpu = Path("/dev/nvidia0").exists()
-    count = recipe.workers if isinstance(recipe.workers, int) else (1 if gpu else cores)
+    alone = gpu or recipe.engine.plugin.mark.alone
+    count = recipe.workers if isinstance(recipe.workers, int) else (1 if alone else cores)
     heavy = any(step.kind == "train" for step in recipe.round) or recipe.engine.plugin.name == "hf"
     preload = PRELOAD if heavy else ()
     logs = lake.root / "logs" / run_id

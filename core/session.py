@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from strop.core.events import Event, OnEvent, StepResult
-from strop.core.execute import Output
+from strop.core.execute import WORKER_HANDLES, Output
 from strop.core.finish import Stamp
 from strop.core.recipe import Recipe, Step, canonical_json
 from strop.core.running import Running
@@ -236,7 +236,7 @@ class Session:
     def pool(self, step: Step) -> Workers:
         """The processes a step's shards are done by: verifiers have their own, beside those of an engine."""
         mark = step.plugin.mark
-        if step.kind != "verify" or "engine" in mark.handles:
+        if step.kind != "verify" or WORKER_HANDLES & set(mark.handles):
             return self.workers
         return self.judges if mark.each else self.verifiers
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from strop.core.events import StepResult
 from strop.core.execute import Call, EngineRef, ref
+from strop.core.named_policy import named_policy
 from strop.core.pass_rates import pass_rates
 from strop.core.problems import content_key
 from strop.core.recipe import Step
@@ -60,6 +61,8 @@ def call_of(session: Session, run: StageRun, step: Step, data: Mapping[str, Any]
         "split": step.split,
         "history": session.read(Metric, "round < ?", [run.round]) if "history" in step.plugin.mark.handles else [],
     }
+    if "policy" in step.plugin.mark.handles:
+        handles["policy"] = named_policy(session, step, handles["rollouts"])
     if "state" in step.plugin.mark.handles:
         handles["state"] = session.state_of(step, run.round)
     return Call(
@@ -67,13 +70,23 @@ def call_of(session: Session, run: StageRun, step: Step, data: Mapping[str, Any]
         session.stamp(run, step, policy_id=policy.policy_id, given=_given(session, step, handles), **stamped),
         handles,
         session.out(run),
-        EngineRef(ref(session.recipe.engine, folder), session.directory(policy), session.workers.threads),
+        EngineRef(
+            ref(session.recipe.engine, folder),
+            session.directory(policy),
+            session.workers.threads,
+            session.lake.root.resolve() / "engines" / session.run_id,
+            _needs(session),
+        ),
         tuple(ref(task, folder) for task in session.recipe.tasks),
         task_seed(session),
         tuple(ref(s, folder) for s in session.recipe.round if s.kind == "verify" and s.split == "train"),
         _sampling_purpose(session, run, step),
         session.verifiers.count,
     )
+
+
+def _needs(session: Session) -> frozenset[str]:
+    return frozenset(WIDE) & frozenset().union(*(step.plugin.mark.needs for step in session.recipe.round))
 
 
 def _policy(session: Session, round: int, step: Step, data: Mapping[str, Any]) -> Policy:

@@ -34,6 +34,7 @@ def _as_file(canonical: dict[str, Any]) -> dict[str, Any]:
     stages = [(label, settings) for item in canonical["round"] for label, settings in item.items()]
     heldout: dict[str, Any] = next((settings for label, settings in stages if label == "heldout"), {})
     top = {key: canonical[key] for key in ("name", "seed", "rounds", "shard_rollouts", "base", "engine")}
+    top["engine"] = {**top["engine"], **canonical.get("operation", {})}
     return {
         **top,
         "tasks": list(canonical["tasks"].values()),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from strop.core.problems import content_key
 from strop.core.registry import Plugin
 from strop.storage.errors import PluginError, did_you_mean
-from strop.storage.tables import Decision, Example, Plan, Problem, Rollout, Row, Score
+from strop.storage.tables import Decision, Example, Plan, Problem, Rollout, Row, Score, TokenLogps
 
 SPLITS = ("train", "heldout")
 
@@ -72,6 +72,8 @@ def _rollouts(row: Row) -> Iterator[int]:
         isinstance(row, Decision) and row.subject_kind == "rollout"
     ):
         yield row.subject_id
+    elif isinstance(row, TokenLogps):
+        yield row.rollout_id
     elif isinstance(row, Example):
         yield from (i for i in (row.rollout_id, row.rejected_rollout_id, *row.sources) if i is not None)
 

@@ -14,6 +14,7 @@ from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
 from strop.core.trainer.config import Train
 from strop.core.trainer.job import TrainJob, TrainResult, write_examples
+from strop.core.training_examples import Sides, examples_of
 from strop.core.workers import Workers
 from strop.storage.checkpoints import adopt
 from strop.storage.errors import StageError
@@ -21,23 +22,6 @@ from strop.storage.tables import Policy, PolicyExample, StageRun
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-EXAMPLES = """
-SELECT e.example_id, e.kind, e.prompt, e.completion, e.chosen, e.rejected,
-       CASE WHEN e.kind <> 'pair' THEN a.token_ids END AS completion_token_ids,
-       CASE WHEN e.kind = 'pair' THEN a.token_ids END AS chosen_token_ids,
-       b.token_ids AS rejected_token_ids,
-       CASE WHEN e.kind = 'group' THEN a.logps END AS behaviour_logps,
-       e.reward, e.group_id, e.weight, e.margin, e.loss_spans
-FROM ({rows}) e
-LEFT JOIN rollouts a ON a.rollout_id = e.rollout_id AND a.completion = coalesce(e.completion, e.chosen)
-LEFT JOIN rollouts b ON b.rollout_id = e.rejected_rollout_id AND b.completion = e.rejected
-WHERE e.round BETWEEN ? AND ?
-ORDER BY e.round, e.builder, e.example_id
-"""
-"""Sampled token ids are used where the example is the rollout's own text; an edited text is tokenised afresh.
-Over several rounds or builders the order of ids alone would depend on the run's name, and the weights with it.
-"""
 
 
 def train_step(session: Session, round: int, step: Step) -> StepResult:
@@ -58,8 +42,8 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     session.emit(Event("stage_start", session.run_id, round, step.label))
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
-    rows, params = session.rows_sql("examples")
-    table = session.lake.arrow(EXAMPLES.format(rows=rows), [*params, first, round])
+    sides = None if reference is None else Sides(session, reference, (first, round))
+    table = examples_of(session, (first, round), sides)
     if not table.num_rows:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
         return session.finished(step, round, started)
@@ -76,12 +60,14 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
         )
         for id in table.column("example_id").to_pylist()
     ]
+    count, files = (0, {}) if sides is None else sides.computed(session, run, work / "checkpoints")
     status = {} if policy.status == "candidate" else {session.champion().policy_id: "retired"}
     session.commit(
         run,
-        counts={"policies": 1, "policy_examples": len(links)},
+        counts={"policies": 1, "policy_examples": len(links), **({"token_logps": count} if count else {})},
         seconds=time.perf_counter() - started,
         tokens=result.tokens,
+        files=files,
         rows={"policies": [policy], "policy_examples": list(links)},
         policy_status=status,
     )

@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 from strop.core.events import StepResult
-from strop.core.execute import Call
+from strop.core.execute import WORKER_HANDLES, Call
 from strop.core.recipe import Step
 from strop.core.running import Shard
 from strop.core.session import Session
@@ -53,7 +53,7 @@ def followers(steps: Sequence[Step], step: Step) -> list[Step]:
     between: list[Step] = []
     for other in takewhile(lambda s: s.kind == "verify" and s.split == step.split, rest):
         handles = other.plugin.mark.handles
-        if "engine" not in handles and ("scores" not in handles or between == found):
+        if not WORKER_HANDLES & set(handles) and ("scores" not in handles or between == found):
             found.append(other)
         between.append(other)
     return found

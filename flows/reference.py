@@ -89,7 +89,10 @@ def _queries(queries: Sequence[Query]) -> list[str]:
 
 def _references() -> dict[str, dict[str, str]]:
     """Table -> column -> the tables whose rows it names."""
-    found: dict[str, dict[str, str]] = {"policy_examples": {"policy_id": "policies"}}
+    found: dict[str, dict[str, str]] = {
+        "policy_examples": {"policy_id": "policies"},
+        "token_logps": {"rollout_id": "rollouts"},
+    }
     for link in LINKS:
         table, _, column = link.column.partition(".")
         if table and KINDS[link.parent].table and link.parent != "recipe":

@@ -39,6 +39,8 @@ REFERENCES: tuple[tuple[str, str, str, str], ...] = (
     ("rollouts", "plan_id", "plans", "true"),
     ("rollouts", "context_id", "contexts", "true"),
     ("rollouts", "parent_rollout_id", "rollouts", "true"),
+    ("token_logps", "rollout_id", "rollouts", "true"),
+    ("token_logps", "policy_id", "policies", "true"),
     ("scores", "subject_id", "rollouts", "subject_kind IN ('rollout', 'step', 'token')"),
     ("scores", "subject_id", "problems", "subject_kind = 'problem'"),
     ("scores", "subject_id", "examples", "subject_kind = 'pair'"),

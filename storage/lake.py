@@ -138,7 +138,7 @@ class Lake:
 
         Tables whose rows have no id come in order of their stage run, and within it as written. Columns in `without`
         are not read and are None in the rows: leave out `token_ids` and `logps` where they are not needed. Columns
-        that an older lake lacks are None, too.
+        that an older lake lacks are None, too, and of a table that it lacks there are no rows.
         """
         from strop.storage.parquet import from_arrow
 
@@ -147,6 +147,8 @@ class Lake:
                 raise LakeError(f"table {row.TABLE!r} has no column {name!r} to leave out{did_you_mean(name, known)}")
         without = {*without, *self._absent.get(row.TABLE, ())}
         wanted = ", ".join(f'"{c.name}"' for c in columns(row) if c.name not in without)
+        if not wanted:
+            return []  # the older lake lacks the whole table
         found = self.arrow(f"SELECT {wanted} FROM {row.TABLE}{' WHERE ' + where if where else ''}", params)
         return sorted(from_arrow(row, found, without), key=attrgetter(row.ID or "stage_run_id"))
 

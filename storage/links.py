@@ -88,6 +88,8 @@ FROM (SELECT stage_run_id, run_id, round, unnest(list_distinct(upstream)) AS key
 JOIN stage_runs u USING (key)"""
 TRAINED = """
 SELECT policy_id AS child_id, example_id AS parent_id, run_id, round FROM policy_examples"""
+WEIGHED = """
+SELECT DISTINCT rollout_id AS child_id, policy_id AS parent_id, run_id, round FROM token_logps WHERE policy_id <> 0"""
 LEARNT = """
 SELECT DISTINCT t.policy_id AS child_id, e.problem_id AS parent_id, t.run_id, t.round
 FROM policy_examples t JOIN examples e USING (example_id) WHERE e.problem_id <> 0"""
@@ -112,6 +114,7 @@ LINKS: tuple[Link, ...] = (
     # rollouts and their trees
     _column("rollout", "policy_id", "policy", "sampled by", "sampled", "up", "split <> 'heldout'"),
     _column("rollout", "policy_id", "policy", "sampled by", "examined by", "up", "split = 'heldout'"),
+    Link("rollout", "policy", "weighed by", "weighed", "token_logps.policy_id", WEIGHED),
     _column("rollout", "problem_id", "problem", "answers", "answered by", "up"),
     _column("rollout", "context_id", "context", "shown", "shown to", "up"),
     _column("rollout", "parent_rollout_id", "rollout", "continues", "continued as", "up down"),

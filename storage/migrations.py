@@ -54,6 +54,18 @@ MIGRATIONS: tuple[Migration, ...] = (
             "ALTER TABLE lake.scores ADD COLUMN supersedes BIGINT",
         ),
     ),
+    Migration(
+        3,
+        "rollouts keep min-p, stop tokens and price; log-probabilities under other policies are kept",
+        (
+            "ALTER TABLE lake.rollouts ADD COLUMN min_p DOUBLE",
+            "ALTER TABLE lake.rollouts ADD COLUMN stop_token_ids INTEGER[]",
+            "ALTER TABLE lake.rollouts ADD COLUMN n_prompt_tokens INTEGER",
+            "ALTER TABLE lake.rollouts ADD COLUMN cost DOUBLE",
+            "CREATE TABLE lake.token_logps (rollout_id BIGINT, policy_hash VARCHAR, policy_id BIGINT, logps FLOAT[], "
+            "engine VARCHAR, run_id VARCHAR, round INTEGER, stage_run_id BIGINT)",
+        ),
+    ),
 )
 """In order; the last one leads to `SCHEMA_VERSION`."""
 

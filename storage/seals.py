@@ -104,12 +104,15 @@ def broken(db: CatalogDb) -> Iterator[str]:
     seals = {(row["kind"], row["id"]): row["seal"] for row in db.execute(SEALS)}
     for kind in sorted({kind for kind, _ in seals} - set(SEALED)):
         yield f"strop_seals has rows of a kind {kind!r}"
+    sealed = max((id for of, id in seals if of == "snapshot"), default=-1)
     for kind, sql in SEALED.items():
         there = {row["id"]: row for row in db.execute(sql, {"after": -1})}
         last = max((id for of, id in seals if of == kind), default=-1)
         for id, row in there.items():
             if (kind, id) in seals and seal_of(row) != seals[kind, id]:
                 yield f"{_name(kind, id, row)} is not what was written"
+            elif kind == "column" and row["begin_snapshot"] > sealed:
+                continue  # a migration that was killed before the seals: the next commit makes them
             elif (kind, id) not in seals and id < last:
                 yield f"{_name(kind, id, row)} was written by nobody"
         if kind not in REMOVED:

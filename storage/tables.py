@@ -11,7 +11,7 @@ import datetime
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised by every change of a table; a lake with a higher one is refused (see `lake.open_lake`)."""
 
 
@@ -166,14 +166,33 @@ class Rollout(Row):
     temperature: Annotated[float | None, _col("DOUBLE", "sampling temperature; 0 = greedy")] = None
     top_p: Annotated[float | None, _col("DOUBLE", "nucleus mass; 1 = off")] = None
     top_k: Annotated[int | None, _col("INTEGER", "tokens kept; 0 = off")] = None
+    min_p: Annotated[float | None, _col("DOUBLE", "least share of the likeliest token's mass; null = off")] = None
     max_tokens: Annotated[int | None, _col("INTEGER", "limit on sampled tokens")] = None
     stop: Annotated[list[str] | None, _col("VARCHAR[]", "stop strings")] = None
+    stop_token_ids: Annotated[list[int] | None, _col("INTEGER[]", "further stop tokens, if any")] = None
     engine: Annotated[str | None, _col("VARCHAR", "engine that sampled it")] = None
     seed: Annotated[int | None, _col("BIGINT", "seed of this one sample")] = None
     latency_s: Annotated[float | None, _col("DOUBLE", "seconds of the request, where the engine has one each")] = None
+    n_prompt_tokens: Annotated[
+        int | None, _col("INTEGER", "prompt tokens billed for it, where the engine is billed")
+    ] = None
+    cost: Annotated[float | None, _col("DOUBLE", "its price, in the currency of the engine's price table")] = None
     parent_rollout_id: Annotated[int | None, _col("BIGINT", "rollout it continues or refines")] = None
     branch_step: Annotated[int | None, _col("INTEGER", "step of the parent after which it branches")] = None
     detail: Annotated[str | None, _col("VARCHAR", "anything else, as JSON: what an import had no column for")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogps(Row):
+    """What another policy (a reference, a teacher) makes of a rollout's tokens; computed once, then read from here."""
+
+    TABLE: ClassVar[str] = "token_logps"
+
+    rollout_id: Annotated[int, _col("BIGINT", "the rollout")]
+    policy_hash: Annotated[str, _col("VARCHAR", "content hash of the policy's checkpoint")]
+    policy_id: Annotated[int | None, _col("BIGINT", "the policy; null = a checkpoint from outside the lake")] = None
+    logps: Annotated[list[float] | None, _col("FLOAT[]", "untempered log-probability of each of its tokens, in nats")]
+    engine: Annotated[str | None, _col("VARCHAR", "engine that computed them")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,6 +361,7 @@ TABLES: tuple[type[Row], ...] = (
     Problem,
     Plan,
     Rollout,
+    TokenLogps,
     Score,
     Decision,
     Example,

@@ -53,6 +53,8 @@ class Item:
     group_id: int
     """-1 where the kind has none."""
     behaviour_logps: FloatArray | None
+    reference_logps: tuple[FloatArray | None, ...]
+    """Of each sequence's completion, where they are known already."""
 
     @property
     def length(self) -> int:
@@ -121,8 +123,13 @@ def _item(row: dict[str, Any], prompt: list[int], tokenizer: PreTrainedTokenizer
         reward=float("nan") if row["reward"] is None else row["reward"],
         margin=float("nan") if row["margin"] is None else row["margin"],
         group_id=row["group_id"] if row["kind"] == "group" else -1,
-        behaviour_logps=None if behaviour is None else np.asarray(behaviour, dtype=np.float32),
+        behaviour_logps=_floats(behaviour),
+        reference_logps=tuple(_floats(row[f"{name}_reference_logps"]) for name in names),
     )
+
+
+def _floats(values: Sequence[float] | None) -> FloatArray | None:
+    return None if values is None else np.asarray(values, dtype=np.float32)
 
 
 def _sequence(

@@ -32,13 +32,17 @@ COLUMNS: dict[str, str] = {
     "chosen_token_ids": "list<int32>",
     "rejected_token_ids": "list<int32>",
     "behaviour_logps": "list<float>",
+    "completion_reference_logps": "list<float>",
+    "chosen_reference_logps": "list<float>",
+    "rejected_reference_logps": "list<float>",
     "reward": "double",
     "group_id": "int64",
     "weight": "double",
     "margin": "double",
     "loss_spans": "list<int32>",
 }
-"""Column -> Arrow type. Token ids are used exactly as given; where null, the text is tokenised and ended with EOS."""
+"""Column -> Arrow type. Token ids are used exactly as given; where null, the text is tokenised and ended with EOS.
+Log-probabilities under the reference that are null are computed before the first step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +182,16 @@ def check_examples(table: pa.Table, *, kind: str | None = None, needs: Collectio
         [r for r in rows if r["behaviour_logps"] and len(r["behaviour_logps"]) != len(r["completion_token_ids"] or ())],
         "behaviour_logps must have one entry for each of completion_token_ids",
     )
+    for side in ("completion", "chosen", "rejected"):
+        refuse(
+            [
+                r
+                for r in rows
+                if r[f"{side}_reference_logps"] is not None
+                and len(r[f"{side}_reference_logps"]) != len(r[f"{side}_token_ids"] or ())
+            ],
+            f"{side}_reference_logps must have one entry for each of {side}_token_ids",
+        )
     for name in needs:
         refuse(
             [r for r in rows if r[name] is None],

@@ -19,13 +19,14 @@ from strop.core.seeds import derive
 from strop.core.trainer.batches import Inputs, plan
 from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
-from strop.core.trainer.encode import Item, encode
+from strop.core.trainer.encode import encode
 from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples
 from strop.core.trainer.logps import TokenLogps
 from strop.core.trainer.loop import Progress, Work, run
-from strop.core.trainer.loss import LogpsOf, Reference, reference_logps
+from strop.core.trainer.loss import LogpsOf, Reference
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.policy import Loaded, load_model, load_policy, pick_device, use_bfloat16
+from strop.core.trainer.reference import reference
 from strop.storage.errors import PluginError, StageError, did_you_mean
 
 
@@ -55,10 +56,15 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
     items = encode(table, loaded.tokenizer, max_length=limit, longest=longest)
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
     steps = plan(items, epochs=config.epochs, batch_tokens=config.batch_tokens, micro_batch_tokens=micro, seed=job.seed)
-    reference = _reference(job, config, loaded, items, micro, device) if "reference" in requires else None
+    logps: Reference | None = None
+    if "reference" in requires:
+        logps = reference(
+            job, items, lambda: _reference(job, config, loaded, device), micro_batch_tokens=micro, device=device
+        )
+        loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     logps_of = _forward(TokenLogps(loaded.model), use_bfloat16(config, device), device)
-    metrics = run(job, config, Work(items, steps, trained, logps_of, objective, reference, device), progress)
+    metrics = run(job, config, Work(items, steps, trained, logps_of, objective, logps, device), progress)
     tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
     result = TrainResult(
         output=job.output,
@@ -96,17 +102,12 @@ def _limit(config: Train, model: Any) -> tuple[int, str]:
     return context, "the policy's context"
 
 
-def _reference(
-    job: TrainJob, config: Train, loaded: Loaded, items: list[Item], micro_batch_tokens: int, device: str
-) -> Reference:
-    """Log-probabilities under the reference, before the first step: adapters are still the identity then."""
+def _reference(job: TrainJob, config: Train, loaded: Loaded, device: str) -> LogpsOf:
+    """The reference policy, before the first step: adapters are still the identity then."""
     same = job.reference is not None and job.reference.resolve() == job.init.resolve()
     model = loaded.model if same else load_model(job.reference or job.init)[0].to(device)
     model.eval()
-    logps_of = _forward(TokenLogps(model), use_bfloat16(config, device), device)
-    found = reference_logps(items, logps_of, micro_batch_tokens=micro_batch_tokens, device=device)
-    model.train()
-    return found
+    return _forward(TokenLogps(model), use_bfloat16(config, device), device)
 
 
 def _forward(policy: TokenLogps, bfloat16: bool, device: str) -> LogpsOf:

@@ -19,6 +19,12 @@ from strop.core.engine import Sampling
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _SALT = np.uint64(0xD1B54A32D192ED03)
+_NEVER = -1e4
+"""Stands in for a log-probability of minus infinity, which times a probability of 0 would not be a number."""
+_LARGE = 1024
+"""Vocabulary from which on a token is looked up by blocks."""
+_FEW = 128
+"""Tokens ordered at first where the vocabulary is large: most nuclei are small."""
 UintArray = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
 
 
@@ -59,22 +65,45 @@ def _mix(z: UintArray) -> UintArray:
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
     """A token for each row of logits [B, V] by inverse CDF at uniform [B]; the most likely one when greedy."""
-    full = torch.log_softmax(logits.float(), -1)
-    certainty = -math.log(full.shape[-1]) - full.mean(-1)
+    logits = logits.float()
+    size = logits.shape[-1]
+    below = logits - logits.amax(-1, keepdim=True)
+    p = torch.softmax(below, -1)
+    certainty = -p.amax(-1).log_() - below.mean(-1) - math.log(size)
     if sampling.temperature == 0:
-        tokens = full.argmax(-1)
         zero = torch.zeros_like(certainty)
-        return Drawn(tokens, zero, zero, certainty, ~full.amax(-1).isnan().any())
-    logps = full if sampling.temperature == 1 else torch.log_softmax(full / sampling.temperature, -1)
-    if sampling.top_p < 1 or 0 < sampling.top_k < logps.shape[-1]:
-        logps = _truncated(logps, sampling)
-    probabilities = logps.exp()
-    cumulated = probabilities.cumsum(-1, dtype=exact(logits.device))
-    total = cumulated[:, -1:]
-    tokens = torch.searchsorted(cumulated, uniform[:, None] * total, right=True).clamp_(max=logps.shape[-1] - 1)
-    chosen = logps.gather(1, tokens)[:, 0]
-    terms = probabilities * logps.clamp(min=-1e4)
-    return Drawn(tokens[:, 0], chosen, -terms.sum(-1), certainty, ~total.isnan().any())
+        return Drawn(logits.argmax(-1), zero, zero, certainty, ~certainty.isnan().any())
+    if sampling.temperature != 1:
+        below /= sampling.temperature
+        p = torch.softmax(below, -1)
+    top, total = p.amax(-1), None
+    if sampling.min_p > 0 or sampling.top_p < 1 or 0 < sampling.top_k < size:
+        p = truncated(p, sampling)
+        total = p.sum(-1)
+    tokens = _inverse(p, uniform)
+    rest = ((1.0 if total is None else total) / top).log_()
+    mean = torch.linalg.vecdot(p, below.clamp_(min=_NEVER))
+    entropy = rest - (mean if total is None else mean / total)
+    return Drawn(tokens[:, 0], below.gather(1, tokens)[:, 0] - rest, entropy, certainty, ~rest.isnan().any())
+
+
+def _inverse(p: Tensor, uniform: Tensor) -> Tensor:
+    """[B, 1] the first token below which lies more than that share [B] of the mass of p [B, V].
+
+    A large vocabulary is searched by blocks, as adding it all up one by one in float64 takes longer than all the rest.
+    """
+    size = p.shape[-1]
+    block = 1 if size < _LARGE else max(k for k in range(1, 257) if size % k == 0)
+    if block == 1:
+        cumulated = p.cumsum(-1, dtype=exact(p.device))
+        return torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True).clamp_(max=size - 1)
+    blocks = p.view(len(p), -1, block)
+    cumulated = blocks.sum(-1, dtype=exact(p.device)).cumsum_(-1)
+    target = uniform[:, None] * cumulated[:, -1:]
+    chosen = torch.searchsorted(cumulated, target, right=True).clamp_(max=size // block - 1)
+    target -= torch.where(chosen > 0, cumulated.gather(1, (chosen - 1).clamp_(min=0)), 0.0)
+    inner = blocks[torch.arange(len(p), device=p.device), chosen[:, 0]].cumsum(-1, dtype=target.dtype)
+    return chosen * block + torch.searchsorted(inner, target, right=True).clamp_(max=block - 1)
 
 
 def exact(device: torch.device) -> torch.dtype:
@@ -82,19 +111,39 @@ def exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _truncated(logps: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probabilities of the `top_k` likeliest, then of the fewest of those that hold `top_p`; the rest -inf.
+def truncated(p: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities [B, V] with 0 for what the sampling leaves out; the rest stays as it is.
 
-    Of equally likely tokens the one with the lower index goes first. `top_p` counts within what `top_k` left.
+    Of equally likely tokens the one with the lower index goes first, so what stays is the first few in one order.
     """
-    ordered, order = torch.sort(logps, dim=-1, descending=True, stable=True)
-    if 0 < sampling.top_k < logps.shape[-1]:
-        ordered = torch.log_softmax(ordered[:, : sampling.top_k], -1)
-        order = order[:, : sampling.top_k]
+    size = p.shape[-1]
+    most = min(sampling.top_k or size, size)
+    if sampling.min_p > 0:
+        p = p * (p >= min(sampling.min_p, 1.0) * p.amax(-1, keepdim=True))
+    if most == size and sampling.top_p >= 1:
+        return p
+    ordered = _ordered(p, most, sampling.top_p)
+    kept = torch.full_like(ordered[:, :1], most, dtype=torch.long)
     if sampling.top_p < 1:
-        mass = ordered.double().exp()
-        before = mass.cumsum(-1) - mass
-        outside = before >= sampling.top_p
-        outside[:, 0] = False
-        ordered = torch.log_softmax(ordered.masked_fill(outside, float("-inf")), -1)
-    return torch.full_like(logps, float("-inf")).scatter_(1, order, ordered)
+        mass = ordered.cumsum(-1, dtype=exact(p.device))
+        total = mass[:, -1:] if most < size else p.sum(-1, keepdim=True, dtype=mass.dtype)
+        kept = (mass - ordered < sampling.top_p * total).sum(-1, keepdim=True).clamp_(min=1)
+    last = ordered.gather(1, kept - 1)
+    above, level = p > last, p == last
+    left = kept - above.sum(-1, keepdim=True)
+    if bool((level.sum(-1, keepdim=True) > left).any()):
+        level &= level.cumsum(-1) <= left
+    return p * (above | level)
+
+
+def _ordered(p: Tensor, most: int, top_p: float) -> Tensor:
+    """The largest p of each row, falling: `most`, or as many as surely hold `top_p` of the row's total."""
+    size = p.shape[-1]
+    if most == size:
+        wanted = top_p * p.sum(-1, dtype=exact(p.device)) * (1 + 1e-6)
+        for count in (_FEW, 16 * _FEW):
+            if count < size // 2:
+                ordered = p.topk(count).values
+                if bool((ordered.sum(-1, dtype=wanted.dtype) >= wanted).all()):
+                    return ordered
+    return p.topk(most).values

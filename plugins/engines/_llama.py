@@ -8,7 +8,7 @@ side by side after a permutation of the rows), and query heads that share a key 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -18,22 +18,23 @@ from torch.nn import functional as F
 _TYPES = ("llama", "qwen2", "qwen3")
 _ROPE = ("default", "linear", "llama3")
 _GROWTH = 64
+_ELEMENTS = 1 << 25
+"""Numbers of prompts computed at a time: 128 MB in float32."""
 
 
 @dataclass(slots=True)
 class _Layer:
     qkv: Tensor
-    """[(H + 2 G) D, E]"""
+    """[E, G (R + 2) D]: for each group its R query heads, its key, its value"""
     qkv_bias: Tensor | None
     out: Tensor
-    """[E, H D]"""
+    """[H D, E]"""
     gate_up: Tensor
-    """[2 M, E]"""
+    """[E, 2 M]"""
     down: Tensor
-    """[E, M]"""
-    q_norm: Tensor | None
-    """[D]"""
-    k_norm: Tensor | None
+    """[M, E]"""
+    qk_norm: Tensor | None
+    """[R + 1, D]"""
 
 
 class Llama:
@@ -47,64 +48,88 @@ class Llama:
         self.dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps: float = config.rms_norm_eps
         self.embedding: Tensor = model.model.embed_tokens.weight.detach()
-        self.head = _folded(model.lm_head.weight, model.model.norm.weight)
+        self.final: Tensor = model.model.norm.weight.detach()
+        self.head = _folded(model.lm_head.weight, self.final)
         self.layers = [self._layer(layer) for layer in model.model.layers]
+        self.width = max(self.head.shape[1], self.layers[0].gate_up.shape[1], self.layers[0].qkv.shape[1])
+        self.root_eps = torch.tensor(self.eps**0.5)
         rotary = model.model.rotary_emb
         angles = torch.outer(torch.arange(config.max_position_embeddings).float(), rotary.inv_freq.float().cpu())
         turns = torch.polar(torch.full_like(angles, float(rotary.attention_scaling)), angles)
         self.turns = turns.to(self.embedding.device)
         """[positions, D / 2] complex"""
 
+    def load(self, model: Any) -> None:
+        """Take the weights of another model of this shape, in the memory of these."""
+        self.embedding.copy_(model.model.embed_tokens.weight.detach())
+        self.final.copy_(model.model.norm.weight.detach())
+        self.head.copy_(_folded(model.lm_head.weight, model.model.norm.weight))
+        for mine, theirs in zip(self.layers, model.model.layers, strict=True):
+            found = self._layer(theirs)
+            for field in fields(_Layer):
+                if getattr(mine, field.name) is not None:
+                    getattr(mine, field.name).copy_(getattr(found, field.name))
+
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         scale = self.dim**-0.5
         normed = getattr(attention, "q_norm", None) is not None
-        order = torch.arange(self.dim).view(2, -1).T.flatten().to(self.embedding.device)
+        order = torch.arange(self.dim).view(2, -1).T.flatten().to(attention.q_proj.weight.device)
 
-        def paired(tensor: Tensor) -> Tensor:
-            return tensor.view(-1, self.dim, *tensor.shape[1:])[:, order].reshape(tensor.shape)
-
-        def stacked(name: str) -> Tensor:
+        def grouped(name: str) -> Tensor:
             q, k, v = (getattr(getattr(attention, f"{p}_proj"), name).detach() for p in "qkv")
-            return torch.cat([paired(q) * (1.0 if normed else scale), paired(k), v])
+            q, k, v = (x.view(self.groups, -1, self.dim, *x.shape[1:]) for x in (q, k, v))
+            q, k = q[:, :, order] * (1.0 if normed else scale), k[:, :, order]
+            return torch.cat([q, k, v], 1).flatten(0, 2)
 
+        norms = None
+        if normed:
+            q, k = attention.q_norm.weight.detach()[order] * scale, attention.k_norm.weight.detach()[order]
+            norms = torch.cat([q.expand(self.heads // self.groups, -1), k[None]])
         return _Layer(
-            _folded(stacked("weight"), layer.input_layernorm.weight),
-            stacked("bias") if attention.q_proj.bias is not None else None,
-            attention.o_proj.weight.detach(),
+            _folded(grouped("weight"), layer.input_layernorm.weight),
+            grouped("bias") if attention.q_proj.bias is not None else None,
+            attention.o_proj.weight.detach().T.contiguous(),
             _folded(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), layer.post_attention_layernorm.weight),
-            mlp.down_proj.weight.detach(),
-            attention.q_norm.weight.detach()[order] * scale if normed else None,
-            attention.k_norm.weight.detach()[order] if normed else None,
+            mlp.down_proj.weight.detach().T.contiguous(),
+            norms,
         )
 
     def _norm(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32 and x.device.type == "cpu":  # three operations where torch's own takes six
+            size = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
+            return x / torch.hypot(size, self.root_eps)
         return F.rms_norm(x, (x.shape[-1],), None, self.eps)
 
-    def _qkv(self, layer: _Layer, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [N, H, D], k and v [N, G, D] of rows x [N, E], turned by `turns` [N or 1, 1, D / 2]."""
-        rows = F.linear(self._norm(x), layer.qkv, layer.qkv_bias).view(len(x), -1, self.dim)
-        turned, v = rows[:, : -self.groups], rows[:, -self.groups :]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = (
-                self._norm(turned[:, : self.heads]) * layer.q_norm,
-                self._norm(turned[:, self.heads :]) * layer.k_norm,
-            )
-            turned = torch.cat([q, k], 1)
-        pairs = torch.view_as_complex(turned.float().view(*turned.shape[:-1], -1, 2))
-        turned = torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
-        return turned[:, : self.heads], turned[:, self.heads :], v
+    def _turned(self, turns: Tensor) -> Tensor:
+        """[N, 1, R + 2, D / 2] how queries, key and value are turned by `turns` [N, D / 2]: a value is not."""
+        turns = turns[:, None, None]
+        return torch.cat([turns.expand(-1, -1, self.heads // self.groups + 1, -1), torch.ones_like(turns)], 2)
 
-    def _mlp(self, layer: _Layer, x: Tensor) -> Tensor:
-        gate, up = F.linear(self._norm(x), layer.gate_up).chunk(2, -1)
-        return torch.addmm(x, F.silu(gate).mul_(up), layer.down.T)
+    def _qkv(self, layer: _Layer, x: Tensor, turns: Tensor) -> Tensor:
+        """Queries, key and value [N, G, R + 2, D] of rows x [N, E], turned by `turns` [N or 1, 1, R + 2, D / 2]."""
+        x = self._norm(x)
+        rows = x @ layer.qkv if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, x, layer.qkv)
+        rows = rows.view(len(x), self.groups, -1, self.dim)
+        if layer.qk_norm is not None:
+            rows[:, :, :-1] = self._norm(rows[:, :, :-1]) * layer.qk_norm
+        pairs = rows.float().view(*rows.shape[:-1], -1, 2)
+        torch.view_as_complex(pairs).mul_(turns)
+        return pairs.flatten(-2).to(x.dtype)
 
-    def _full(self, ids: Tensor, first: Tensor | None, cache: Cache | None) -> Tensor:
-        """[B, T, E] of whole sequences; row b begins at column first[b], all at 0 where it is None."""
+    def _mlp(self, layer: _Layer, x: Tensor) -> None:
+        gate, up = (self._norm(x) @ layer.gate_up).chunk(2, -1)
+        x.addmm_(F.silu(gate).mul_(up), layer.down)
+
+    def _full(self, ids: Tensor, first: Tensor | None, cache: Cache | None = None, at: int = 0) -> Tensor:
+        """[B, T, E] of whole sequences; row b begins at column first[b], all at 0 where it is None.
+
+        They are the cache's rows from `at` on.
+        """
         rows, width = ids.shape
         columns = torch.arange(width, device=ids.device)
         position = columns.expand(rows, width) if first is None else (columns - first[:, None]).clamp_(min=0)
-        turns = self.turns[position.flatten()][:, None]
+        turns = self._turned(self.turns[position.flatten()])
         allowed = None
         if first is not None:
             causal = columns[:, None] >= columns
@@ -112,80 +137,106 @@ class Llama:
             allowed = allowed[:, None]
         x = self.embedding[ids.flatten()]
         for index, layer in enumerate(self.layers):
-            q, k, v = (part.reshape(rows, width, -1, self.dim).transpose(1, 2) for part in self._qkv(layer, x, turns))
+            found = self._qkv(layer, x, turns).view(rows, width, self.groups, -1, self.dim).permute(3, 0, 2, 1, 4)
+            q = found[:-2].permute(1, 2, 0, 3, 4).flatten(1, 2)
             if cache is not None:
-                cache.keys[index][:, :, :width] = k
-                cache.values[index][:, :, :width] = v
+                kept = cache.states[index].view(2, -1, self.groups, cache.room, self.dim)
+                kept[:, at : at + rows, :, :width] = found[-2:]
             seen = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=allowed, is_causal=allowed is None, scale=1.0, enable_gqa=self.heads > self.groups
+                q,
+                found[-2],
+                found[-1],
+                attn_mask=allowed,
+                is_causal=allowed is None,
+                scale=1.0,
+                enable_gqa=self.heads > self.groups,
             )
-            x = torch.addmm(x, seen.transpose(1, 2).reshape(rows * width, -1), layer.out.T)
-            x = self._mlp(layer, x)
+            x.addmm_(seen.transpose(1, 2).reshape(rows * width, -1), layer.out)
+            self._mlp(layer, x)
         return x.view(rows, width, -1)
 
     def prefill(self, ids: Tensor, first: Tensor | None, room: int) -> tuple[Tensor, Cache]:
         """Logits [B, V] after each prompt, padded on the left, and its cache with room for so many more tokens."""
         cache = Cache(self, len(ids), ids.shape[1], first, room)
-        x = self._full(ids, first, cache)[:, -1]
-        return F.linear(self._norm(x), self.head), cache
+        rows = max(1, _ELEMENTS // (ids.shape[1] * self.width))
+        last = [
+            self._full(ids[at : at + rows], None if first is None else first[at : at + rows], cache, at)[:, -1]
+            for at in range(0, len(ids), rows)
+        ]
+        return self._norm(torch.cat(last)) @ self.head, cache
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after one more token each."""
         cache.reserve()
-        at = cache.width
-        turns, hidden = self.turns[min(at, len(self.turns) - 1)][None, None], None
-        if cache.first is not None:  # a row that has ended and is not yet dropped may be past the last position
-            turns = self.turns[(at - cache.first).clamp_(max=len(self.turns) - 1)][:, None]
-            hidden = torch.arange(at + 1, device=tokens.device) < cache.first[:, None]
+        at, first = cache.width, cache.first
+        last = len(self.turns) - 1  # a row that has ended and is not yet dropped may be past it
+        if first is None:
+            turns, hidden = self._turned(self.turns[min(at, last)][None]), None
+        else:
+            turns = self._turned(self.turns[(at - first).clamp_(max=last)])
+            hidden = torch.arange(at + 1, device=tokens.device) < first[:, None]
             hidden = hidden[:, None, None].expand(-1, self.groups, 1, -1).flatten(0, 1)
-        x = self.embedding[tokens]
+        x = self.embedding.index_select(0, tokens)
         rows = len(x)
-        for index, layer in enumerate(self.layers):
-            q, k, v = self._qkv(layer, x, turns)
-            keys, values = cache.keys[index], cache.values[index]
-            keys[:, :, at] = k
-            values[:, :, at] = v
-            q = q.reshape(rows * self.groups, -1, self.dim)
-            scores = torch.bmm(q, keys.flatten(0, 1)[:, : at + 1].transpose(1, 2))
+        for layer, states in zip(self.layers, cache.states, strict=True):
+            found = self._qkv(layer, x, turns).flatten(0, 1)
+            states.select(2, at).copy_(found[:, -2:].transpose(0, 1))
+            keys, values = states.narrow(2, 0, at + 1)
+            scores = torch.bmm(found[:, :-2], keys.transpose(1, 2))
             if hidden is not None:
                 scores.masked_fill_(hidden, float("-inf"))
-            weights = torch.softmax(scores, -1)
-            seen = torch.bmm(weights, values.flatten(0, 1)[:, : at + 1])
-            x = torch.addmm(x, seen.view(rows, -1), layer.out.T)
-            x = self._mlp(layer, x)
+            seen = torch.bmm(torch.softmax(scores, -1), values)
+            x.addmm_(seen.view(rows, -1), layer.out)
+            self._mlp(layer, x)
         cache.width += 1
-        return F.linear(self._norm(x), self.head)
+        return self._norm(x) @ self.head
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """[B, T, V] of whole sequences, padded on the right."""
-        return F.linear(self._norm(self._full(ids, None, None)), self.head)
+    def logits(self, ids: Tensor, at: Tensor | None = None) -> Tensor:
+        """[B, T, V] of whole sequences, padded on the right; [B, V] after one column `at` [B] of each."""
+        x = self._full(ids, None)
+        return self._norm(x if at is None else x[torch.arange(len(ids), device=ids.device), at]) @ self.head
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """[B, T, E] what the head is given, of whole sequences, padded on the right."""
+        return self._norm(self._full(ids, None)) * self.final
 
 
 class Cache:
-    """Keys and values, [B, G, room, D] a layer, of which `width` columns are filled."""
+    """Keys and values, [2, B G, room, D] a layer, of which `width` columns are filled."""
 
     def __init__(self, model: Llama, rows: int, width: int, first: Tensor | None, room: int) -> None:
         self.width, self.first = width, first
         self.most = width + room
-        shape = (rows, model.groups, min(self.most, width + _GROWTH), model.dim)
-        self.keys = [model.embedding.new_empty(shape) for _ in model.layers]
-        self.values = [model.embedding.new_empty(shape) for _ in model.layers]
+        self.groups = model.groups
+        shape = (2, rows * model.groups, min(self.most, width + _GROWTH), model.dim)
+        self.states = [model.embedding.new_empty(shape) for _ in model.layers]
 
     def select(self, rows: Tensor) -> Self:
-        """The cache of these rows, a row as often as it is named."""
+        """The cache of these rows, a row as often as it is named. The old one is used up, a layer at a time."""
         chosen = copy.copy(self)
         chosen.first = None if self.first is None else self.first[rows]
-        chosen.keys = [_taken(k, rows, self.width) for k in self.keys]
-        chosen.values = [_taken(v, rows, self.width) for v in self.values]
+        self.states.reverse()
+        chosen.states = [self._taken(self.states.pop(), rows) for _ in range(len(self.states))]
         return chosen
+
+    def _taken(self, states: Tensor, rows: Tensor) -> Tensor:
+        _, _, room, dim = states.shape
+        taken = states.new_empty((2, len(rows) * self.groups, room, dim))
+        old, new = (x.view(2, -1, self.groups, room, dim)[..., : self.width, :] for x in (states, taken))
+        new.copy_(old.index_select(1, rows))
+        return taken
+
+    @property
+    def room(self) -> int:
+        """Columns there is memory for."""
+        return self.states[0].shape[2]
 
     def reserve(self) -> None:
         """Make room for one more column."""
-        room = self.keys[0].shape[2]
-        if self.width == room:
-            more = min(self.most, 2 * room) - room
-            self.keys = [F.pad(k, (0, 0, 0, max(more, 1))) for k in self.keys]
-            self.values = [F.pad(v, (0, 0, 0, max(more, 1))) for v in self.values]
+        if self.width == self.room:
+            more = min(self.most, 2 * self.room) - self.room
+            for index, states in enumerate(self.states):
+                self.states[index] = F.pad(states, (0, 0, 0, max(more, 1)))
 
 
 def fits(model: Any) -> bool:
@@ -205,11 +256,5 @@ def fits(model: Any) -> bool:
 
 
 def _folded(weight: Tensor, norm: Tensor) -> Tensor:
-    """A matrix that stands behind a norm, with the norm's weight multiplied into its columns."""
-    return (weight.detach() * norm.detach()).contiguous()
-
-
-def _taken(tensor: Tensor, rows: Tensor, width: int) -> Tensor:
-    taken = tensor.new_empty((len(rows), *tensor.shape[1:]))
-    taken[:, :, :width] = tensor[:, :, :width].index_select(0, rows)
-    return taken
+    """A matrix that stands behind a norm, transposed and with the norm's weight multiplied in."""
+    return (weight.detach() * norm.detach()).T.contiguous()

@@ -17,6 +17,8 @@ class Modules:
 
     def __init__(self, model: Any, context: int) -> None:
         self.model, self.context = model, context
+        config = model.config.get_text_config()
+        self.width: int = max(config.vocab_size, 8 * config.hidden_size)
         accepted = inspect.signature(model.forward).parameters
         self.positions = "position_ids" in accepted
         self.last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -43,10 +45,19 @@ class Modules:
         logits: Tensor = out.logits[:, -1]
         return logits
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """[B, T, V] of whole sequences, padded on the right."""
+    def logits(self, ids: Tensor, at: Tensor | None = None) -> Tensor:
+        """[B, T, V] of whole sequences, padded on the right; [B, V] after one column `at` [B] of each."""
         logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
-        return logits
+        return logits if at is None else logits[torch.arange(len(ids), device=ids.device), at]
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """[B, T, E] what the head is given, of whole sequences, padded on the right."""
+        states: Tensor = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return states
+
+    def load(self, model: Any) -> None:
+        """Take the weights of another model of this shape."""
+        self.model.load_state_dict(model.state_dict())
 
 
 @dataclass(slots=True)

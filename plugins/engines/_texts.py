@@ -40,13 +40,16 @@ class Texts:
         """Token ids of rendered prompts."""
         return encode_prompts(prompts, self.tokenizer)
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Token ids of prompts and their continuations, each on its own.
+    def encode_pairs(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of prompts and their continuations, each on its own; a continuation may be token ids already.
 
         Raises ValueError for an empty prompt, and for a pair longer than the context.
         """
         prompts = self.encode([p for p, _ in pairs])
-        tails = [self.tokenizer(c, add_special_tokens=False)["input_ids"] for _, c in pairs]
+        tails = [
+            self.tokenizer(c, add_special_tokens=False)["input_ids"] if isinstance(c, str) else list(c)
+            for _, c in pairs
+        ]
         for prompt, tail in zip(prompts, tails, strict=True):
             if not prompt:
                 raise ValueError("cannot score after an empty prompt: there is nothing to predict its first token from")
@@ -70,10 +73,10 @@ class Texts:
 
     def completions(self, sampled: Sequence[tuple[list[int], list[float]]], sampling: Sampling) -> list[Completion]:
         """Completions of (token ids, log-probabilities), cut after the token that completes a stop string."""
-        texts = self._decoded([ids for ids, _ in sampled])
+        texts = self._decoded([without_stop(ids, sampling) for ids, _ in sampled])
         made = []
         for (ids, logps), text in zip(sampled, texts, strict=True):
-            stopped = bool(ids) and ids[-1] in self.eos
+            stopped = bool(ids) and (ids[-1] in self.eos or ids[-1] in sampling.stop_token_ids)
             if sampling.stop and any(s in text for s in sampling.stop):
                 length = self._stop_length(ids, sampling.stop)
                 ids, logps, stopped = ids[:length], logps[:length], True
@@ -103,6 +106,11 @@ class Texts:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return texts
+
+
+def without_stop(ids: list[int], sampling: Sampling) -> list[int]:
+    """The tokens whose text a completion has: a stop token is not part of it."""
+    return ids[:-1] if ids and ids[-1] in sampling.stop_token_ids else ids
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class _Served:
         send: Callable[[Any], None],
         requests: list[tuple[list[int], int, int]],
         sampling: dict[str, Any],
-        eos: list[int],
+        ends: list[int],
         stop: dict[str, Any] | None,
         adapter: tuple[int, str] | None,
     ) -> list[tuple[list[int], list[float]]]:
@@ -102,7 +102,7 @@ class _Served:
                 **sampling,
                 seed=None if greedy else seed,
                 max_tokens=limit,
-                stop_token_ids=eos,
+                stop_token_ids=ends,
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,
@@ -112,7 +112,7 @@ class _Served:
         ]
         found: list[tuple[list[int], list[float]]] = [([], [])] * len(requests)
         done = tokens = 0
-        ends = _Ends(stop) if stop else None
+        texts = _Ends(stop) if stop else None
 
         def finish(index: int, output: Any) -> None:
             nonlocal done, tokens
@@ -122,7 +122,7 @@ class _Served:
             done, tokens = done + 1, tokens + len(ids)
 
         told = time.monotonic()
-        for _ in self._run([ids for ids, _, _ in requests], params, adapter, finish, ends):
+        for _ in self._run([ids for ids, _, _ in requests], params, adapter, finish, texts):
             if time.monotonic() - told > TELL_S:
                 told = time.monotonic()
                 send(("progress", done, tokens))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -23,7 +23,10 @@ from strop.storage.errors import StageError
 if TYPE_CHECKING:
     import torch
 
-    from strop.plugins.engines._decode import Ends, Forward, Item, Sampled
+    from strop.plugins.engines._decode import Ends, Forward
+    from strop.plugins.engines._load import Loaded
+    from strop.plugins.engines._plan import Item
+    from strop.plugins.engines._record import Sampled
 
 
 class Hf(Config):
@@ -33,10 +36,11 @@ class Hf(Config):
     """`cpu`, `cuda`, `cuda:1`, `mps`; auto = the accelerator where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto = float32 on CPU, bfloat16 or float16 on an accelerator."""
-    batch_rows: PositiveInt = 256
-    """Most completions sampled at a time."""
-    cache_gb: PositiveFloat = 4.0
-    """Memory for keys and values: with long prompts or a large `max_tokens` a batch has fewer rows."""
+    batch_rows: PositiveInt | None = None
+    """Most completions sampled at a time. None = 256; 1,024 on an accelerator."""
+    cache_gb: PositiveFloat | None = None
+    """Memory for keys and values: with long prompts or a large `max_tokens` a batch has fewer rows. None = a quarter of
+    the memory that is free when the policy is loaded; 70% on an accelerator."""
     chat_template: Literal["auto", "off"] = "auto"
     """auto = the tokenizer's own where it has one; off = prompts as they are."""
     lean: bool = True
@@ -53,22 +57,38 @@ class HfEngine:
     """See `strop.core.engine.Engine`."""
 
     name = "hf"
-    capabilities = frozenset({"sample", "score"})
+    capabilities = frozenset({"sample", "score", "next_logits", "hidden", "reload"})
 
     def __init__(self, config: Hf, directory: Path, threads: int) -> None:
         import torch
 
-        from strop.plugins.engines._load import load
+        from strop.plugins.engines._memory import keep_freed_memory
 
         self.config, self.directory = config, directory
         if config.device == "cpu" or not torch.cuda.is_available():
             torch.set_num_threads(threads)
-        loaded = load(directory, device=config.device, dtype=config.dtype, lean=config.lean)
-        self.tokenizer = loaded.tokenizer
-        self.context = loaded.context
-        self.model: Forward | None = loaded.model
-        self.eos: torch.Tensor = loaded.eos
-        self.cached_tokens = max(1, int(config.cache_gb * 1e9 / loaded.token_bytes))
+            keep_freed_memory()
+        self.loaded: Loaded | None = None
+        self.reload(directory)
+
+    def reload(self, directory: Path) -> None:
+        """Go on with another policy: its weights take the place of these where it has the same shape.
+
+        An adapter on the base that is loaded costs no more than its own weights and a merge.
+        """
+        from strop.plugins.engines._load import load
+        from strop.plugins.engines._memory import cache_bytes, give_back_freed_memory
+
+        config, before, self.directory = self.config, self.loaded, directory
+        self.loaded = self.model = None  # what fails half-way is closed
+        loaded = load(directory, device=config.device, dtype=config.dtype, lean=config.lean, before=before)
+        give_back_freed_memory()
+        self.loaded, self.model = loaded, loaded.model
+        self.tokenizer, self.context, self.eos = loaded.tokenizer, loaded.context, loaded.eos
+        on_cpu, free = self.eos.device.type == "cpu", cache_bytes(self.eos.device)
+        self.rows = config.batch_rows or max(1, min(256 if on_cpu else 1024, free // (16 * 4 * loaded.width)))
+        room = free if config.cache_gb is None else int(config.cache_gb * 1e9)
+        self.cached_tokens = max(1, room // loaded.token_bytes)
 
     def render(self, prompt: str, messages: Sequence[dict[str, str]] | None = None) -> str:
         """The prompt, or its messages, in the tokenizer's chat template where it has one."""
@@ -88,54 +108,124 @@ class HfEngine:
         import torch
 
         from strop.core.trainer.encode import encode_prompts
-        from strop.plugins.engines._decode import Item, UnsoundLogits, decode, plan
+        from strop.plugins.engines._plan import Item, plan, unfinished
 
         prompts = encode_prompts([r.prompt for r in requests], self.tokenizer)
         out: list[list[Completion | None]] = [[None] * len(r.seeds) for r in requests]
         items: list[Item] = []
+        done = tokens = 0
         for index, (request, ids) in enumerate(zip(requests, prompts, strict=True)):
             limit = min(sampling.max_tokens, self.context - len(ids))
             if limit > 0 and ids:
                 items.append(Item(index, range(len(request.seeds)), ids, request.seeds, limit))
             else:
                 out[index] = [_refused(len(ids), self.context, sampling)] * len(request.seeds)
-        done = sum(len(o) for o in out) - sum(len(item.seeds) for item in items)
-        tokens = 0
+                done += len(request.seeds)
         ends = self._ends(sampling.stop) if sampling.stop else None
+        final = torch.tensor(sorted({*self.eos.tolist(), *sampling.stop_token_ids}), device=self.eos.device)
 
-        def tell(more_rollouts: int, more_tokens: int) -> None:
+        def tell(more_tokens: int) -> None:
             if progress is not None:
-                progress(done + more_rollouts, tokens + more_tokens)
+                progress(done, tokens + more_tokens)
 
-        for batch in plan(items, self.config.batch_rows, self.cached_tokens):
-            try:
-                with torch.inference_mode():
-                    sampled = decode(self._loaded(), batch, sampling, eos=self.eos, ends=ends, progress=tell)
-            except UnsoundLogits:
-                raise StageError(
-                    f"the policy in {self.directory} gives logits that are not numbers (NaN): training diverged; "
-                    "use a lower learning rate, or start again from an earlier policy"
-                ) from None
-            places = [(item.request, i) for item in batch for i in item.samples]
-            for (request_index, i), completion in zip(places, self._texts(sampled, sampling.stop), strict=True):
-                out[request_index][i] = completion
-            done += len(sampled)
-            tokens += sum(len(s.token_ids) for s in sampled)
-            tell(0, 0)
+        while items:
+            for batch in plan(items, self.rows, self.cached_tokens):
+                places = [(item.request, i) for item in batch for i in item.samples]
+
+                def emit(rows: list[int], sampled: list[Sampled], places: list[tuple[int, int]] = places) -> None:
+                    nonlocal done, tokens
+                    for row, completion in zip(rows, self._texts(sampled, sampling), strict=True):
+                        request, i = places[row]
+                        if out[request][i] is None:  # else memory ran out just after it had been handed over
+                            out[request][i] = completion
+                            done += 1
+                            tokens += len(completion.token_ids)
+
+                if not self._decoded_within_memory(batch, sampling, final=final, ends=ends, emit=emit, progress=tell):
+                    break
+                tell(0)
+            items = unfinished(items, lambda request, i: out[request][i] is None)
         return [[c for c in completions if c is not None] for completions in out]
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+    def _decoded_within_memory(self, batch: Sequence[Item], sampling: Sampling, **rest: Any) -> bool:
+        """Decode the batch; False when memory ran out, with half its rows as the most from now on."""
+        import torch
+
+        from strop.plugins.engines._decode import UnsoundLogits, decode
+        from strop.plugins.engines._memory import give_back_freed_memory, out_of_memory
+
+        try:
+            with torch.inference_mode():
+                decode(self._loaded(), batch, sampling, **rest)
+            return True
+        except UnsoundLogits:
+            raise StageError(
+                f"the policy in {self.directory} gives logits that are not numbers (NaN): training diverged; "
+                "use a lower learning rate, or start again from an earlier policy"
+            ) from None
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self._halve(sum(len(item.seeds) for item in batch), error)
+        give_back_freed_memory()
+        return False
+
+    def _halve(self, rows: int, error: Exception) -> None:
+        if rows == 1:
+            raise StageError(
+                f"memory ran out while the policy in {self.directory} sampled a single completion ({error}): lower "
+                "max_tokens, shorten the prompts, or run it where there is more memory"
+            ) from None
+        self.rows = rows // 2
+
+    def score(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[list[float]]:
         """Untempered log-probabilities of each continuation's tokens; EOS is not added.
 
         Raises ValueError for an empty prompt, and for a pair longer than the context.
         """
         import torch
 
-        from strop.core.trainer.encode import encode_prompts
         from strop.plugins.engines._score import score
 
+        prompts, tails = self._pairs(pairs)
+        with torch.inference_mode():
+            return score(self._loaded(), prompts, tails, self.eos.device)
+
+    def hidden(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[torch.Tensor]:
+        """[T, E] float32 states of the last layer, after its norm, at each token of prompt and continuation.
+
+        Raises ValueError as `score` does.
+        """
+        import torch
+
+        from strop.plugins.engines._score import hidden
+
+        prompts, tails = self._pairs(pairs)
+        whole = [[*prompt, *tail] for prompt, tail in zip(prompts, tails, strict=True)]
+        with torch.inference_mode():
+            return hidden(self._loaded(), whole, self.eos.device)
+
+    def next_logits(self, prompts: Sequence[str]) -> torch.Tensor:
+        """[B, V] float32 logits of the token after each prompt.
+
+        Raises ValueError as `score` does.
+        """
+        import torch
+
+        from strop.plugins.engines._score import next_logits
+
+        whole, _ = self._pairs([(prompt, "") for prompt in prompts])
+        with torch.inference_mode():
+            return next_logits(self._loaded(), whole, self.eos.device)
+
+    def _pairs(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> tuple[list[list[int]], list[Sequence[int]]]:
+        """Token ids of prompts and continuations."""
+        from strop.core.trainer.encode import encode_prompts
+
         prompts = encode_prompts([p for p, _ in pairs], self.tokenizer)
-        tails = [self.tokenizer(c, add_special_tokens=False)["input_ids"] for _, c in pairs]
+        tails = [
+            self.tokenizer(c, add_special_tokens=False)["input_ids"] if isinstance(c, str) else c for _, c in pairs
+        ]
         for prompt, tail in zip(prompts, tails, strict=True):
             if not prompt:
                 raise ValueError("cannot score after an empty prompt: there is nothing to predict its first token from")
@@ -143,16 +233,14 @@ class HfEngine:
                 raise ValueError(
                     f"cannot score {len(prompt)} + {len(tail)} tokens: the policy's context is {self.context}"
                 )
-        with torch.inference_mode():
-            return score(self._loaded(), prompts, tails, self.eos.device)
+        return prompts, tails
 
     def close(self) -> None:
         """Free the weights."""
-        import torch
+        from strop.plugins.engines._memory import give_back_freed_memory
 
-        self.model = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.loaded = self.model = None
+        give_back_freed_memory()
 
     def _loaded(self) -> Forward:
         if self.model is None:
@@ -173,10 +261,12 @@ class HfEngine:
 
         return Ends(4 * max(map(len, stop)) + 8, met)  # up to four tokens a character, where they are bytes
 
-    def _texts(self, sampled: Sequence[Sampled], stop: Sequence[str]) -> list[Completion]:
+    def _texts(self, sampled: Sequence[Sampled], sampling: Sampling) -> list[Completion]:
+        final = set(sampling.stop_token_ids)
+        shown = [s.token_ids[:-1] if final.intersection(s.token_ids[-1:]) else s.token_ids for s in sampled]
         made = []
-        for s, text in zip(sampled, self._decoded([s.token_ids for s in sampled]), strict=True):
-            cuts = [at for at in (text.find(x) for x in stop) if at >= 0]
+        for s, text in zip(sampled, self._decoded(shown), strict=True):
+            cuts = [at for at in (text.find(x) for x in sampling.stop) if at >= 0]
             made.append(
                 Completion(
                     text=text[: min(cuts)] if cuts else text,

@@ -97,13 +97,14 @@ class ScriptedEngine:
                 progress(sum(map(len, found)), tokens)
         return found
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
-        """A reply's own log-probabilities, its end left out; -1 for each character of any other text."""
+    def score(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[list[float]]:
+        """A reply's own log-probabilities, without its end where not asked for; -1 a character of other text."""
         self.calls += 1
         found = []
         for prompt, continuation in pairs:
-            known = next((r for r in self._replies(prompt) if r.text == continuation), None)
-            found.append([-1.0] * len(continuation) if known is None else _logps(known)[: len(continuation)])
+            ids = [*map(ord, continuation)] if isinstance(continuation, str) else list(continuation)
+            known = next((r for r in self._replies(prompt) if [*map(ord, r.text), END][: len(ids)] == ids), None)
+            found.append([-1.0] * len(ids) if known is None else _logps(known)[: len(ids)])
         return found
 
     def close(self) -> None:

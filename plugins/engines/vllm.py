@@ -152,8 +152,8 @@ class VllmEngine:
             return {
                 "do": "sample",
                 "requests": asked,
-                "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k},
-                "eos": self.texts.eos,
+                "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")},
+                "ends": sorted({*self.texts.eos, *sampling.stop_token_ids}),
                 "stop": self.texts.stop_watch(sampling.stop),
                 "adapter": self._adapter(),
             }
@@ -169,7 +169,7 @@ class VllmEngine:
                 out[i] = [next(made) for _ in requests[i].seeds]
         return out
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+    def score(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[list[float]]:
         """Untempered log-probabilities of each continuation's tokens; EOS is not added.
 
         Pairs that differ in their last token alone, as labels of one prompt do, cost one pass together.

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from strop.core.engine import Completion, Engine, Request, Sampling
-from strop.core.plugin import Config, stage
+from strop.core.plugin import LATER, Config, stage
 from strop.storage.tables import Context, Plan, Problem, Rollout
 
 
@@ -27,10 +27,14 @@ class Sample(Config):
     """Nucleus mass; 1 = off."""
     top_k: NonNegativeInt = 0
     """Tokens kept; 0 = off."""
+    min_p: Annotated[float, Field(ge=0, lt=1), LATER] = 0.0
+    """Least probability of a token, as a share of the likeliest one's; 0 = off."""
     max_tokens: PositiveInt = 512
     """Longest completion, in tokens; a longer one is cut off and says so."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion."""
+    stop_token_ids: Annotated[tuple[NonNegativeInt, ...], LATER] = ()
+    """Tokens that end a completion, beside the end of sequence."""
 
 
 @stage("generate")
@@ -118,9 +122,13 @@ def _rollout(config: Sample, row: Plan, request: Request, i: int, found: Complet
         temperature=config.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
+        min_p=config.min_p or None,
         max_tokens=config.max_tokens,
         stop=list(config.stop),
+        stop_token_ids=list(config.stop_token_ids) or None,
         engine=engine,
         seed=request.seeds[i],
         latency_s=found.latency_s,
+        n_prompt_tokens=found.n_prompt_tokens,
+        cost=found.cost,
     )

@@ -77,6 +77,13 @@ TABLES: dict[str, tuple[Query, ...]] = {
             "SELECT example_id, count(*) AS policies FROM policy_examples GROUP BY example_id HAVING policies > 1",
         ),
     ),
+    "token_logps": (
+        Query(
+            "How far is the policy from its reference, by round? (KL, estimated on its own rollouts)",
+            "SELECT r.run_id, r.round, avg(list_sum(r.logps) - list_sum(t.logps)) AS kl FROM token_logps t\n"
+            "JOIN rollouts r USING (rollout_id) WHERE r.temperature = 1 GROUP BY ALL ORDER BY ALL",
+        ),
+    ),
     "contexts": (
         Query(
             "How does the library stand?",

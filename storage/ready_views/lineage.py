@@ -74,7 +74,7 @@ V_LINEAGE = ReadyView(
     "v_lineage",
     "Every link between two rows with a number, both ways round: `WHERE from_id = x` is what x comes from, "
     "`WHERE to_id = x` what comes from x. The run of a row is its `run_id`, and so is not among them.",
-    tuple(sorted({"examples", *(KINDS[link.child].table for link in LINKS), "policy_examples"})),
+    tuple(sorted({"examples", *(KINDS[link.child].table for link in LINKS), "policy_examples", "token_logps"})),
     columns(
         from_kind=("VARCHAR", "kind of the row that was made later: 'rollout', 'score', ..."),
         from_id=("BIGINT", "its id"),

@@ -9,7 +9,7 @@ VOLATILE = {"started_at", "seconds", "host", "created_at", "latency_s"}
 def content(root, *, without_run=False, run_id=None):
     """table -> sorted rows, of one run only if asked. `without_run` leaves out run ids and whatever follows from them.
 
-    Columns that an older lake lacks are left out, too.
+    Columns and tables that an older lake lacks are left out, too.
     """
     skip = VOLATILE | (RUN_BOUND if without_run else set())
     found = {}
@@ -19,7 +19,8 @@ def content(root, *, without_run=False, run_id=None):
         for table in TABLES:
             known = [c.name for c in columns(table) if f"{table.TABLE}.{c.name}" in there]
             names = ", ".join(f'"{name}"' for name in known if name not in skip)
-            found[table.TABLE] = sorted(map(repr, lake.query(f"SELECT {names} FROM {table.TABLE}{where}", params)))
+            rows = lake.query(f"SELECT {names} FROM {table.TABLE}{where}", params) if names else []
+            found[table.TABLE] = sorted(map(repr, rows))
     return found
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
 from lake_content import content
 
 from strop.core.recipe import load
+from strop.storage.tables import SCHEMA_VERSION
 
 _spec = importlib.util.spec_from_file_location("old_lake", Path(__file__).parents[1] / "storage" / "old_lake.py")
 old_lake = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(old_lake)
 
 
-def test_a_run_killed_under_version_1_ends_like_one_that_was_not(tiny, tmp_path):
-    folder = old_lake.unpack(1, tmp_path)
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_run_killed_under_an_older_version_ends_like_one_that_was_not(version, tiny, tmp_path):
+    folder = old_lake.unpack(version, tmp_path)
     before = content(folder / "lake", without_run=True, run_id="halfway")
     summary = tiny.run(load(str(folder / "tiny.yaml")), folder, run_id="halfway")
     assert summary.rounds == 3

@@ -234,3 +234,16 @@ def test_a_plugin_of_ones_own_in_place_of_a_built_in_one_makes_another_run(tmp_p
     built_in = default_run_id(load(recipe_file()))
     own = load(recipe_file(GOOD.replace("- verify: answer", "- verify: ./answer.py:answer")))
     assert default_run_id(own) != built_in
+
+
+def test_a_setting_that_came_later_makes_another_recipe_only_once_it_is_set(recipe_file):
+    def settings(text):
+        recipe = load(recipe_file(GOOD.replace("max_tokens: 16", text)))
+        return recipe.round[1].settings(), recipe.identity()
+
+    plain, identity = settings("max_tokens: 16")
+    assert "min_p" not in plain
+    assert settings("max_tokens: 16, min_p: 0.0")[1] == identity
+    other, changed = settings("max_tokens: 16, min_p: 0.1")
+    assert other["min_p"] == 0.1
+    assert changed != identity

@@ -35,7 +35,7 @@ def encoded(tmp_path, tokenizer, *rows, max_length=48):
 
 def item(i, length, targets, *, group=-1):
     sequence = Encoded(np.ones(length, dtype=np.int64), length - targets, np.ones(targets, dtype=np.float32))
-    return Item(i, (sequence,), 1.0, float("nan"), float("nan"), group, None)
+    return Item(i, (sequence,), 1.0, float("nan"), float("nan"), group, None, (None,))
 
 
 def test_examples_come_back_as_written_with_null_for_what_was_not_given(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 from plugin_rows import called
 
+from strop.core.engine import NamedPolicy
 from strop.core.plugin import Examined, PassRate
 from strop.core.problems import problem_key
 from strop.core.registry import find
@@ -18,9 +19,11 @@ from strop.storage.tables import Decision, Plan, Problem, Rollout, Score
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("base", "huggingface"): {"model": "."},
+    ("base", "served"): {"model": "toy"},
     ("select", "uniform"): {"problems": 5},
     ("synthesize", "weakness"): {"problems": 7, "threshold": 1.0},
     ("evaluate", "pass_at_k"): {"k": [1, 4]},
+    ("engine", "openai"): {"base_urls": ["http://localhost:8000/v1"]},
     ("engine", "scripted"): {"rules": [{"match": "", "replies": ["1", "2=2"]}]},
     ("task", "chain_arithmetic"): {"train": 12, "heldout_per_category": 1},
     ("task", "jsonl"): {"path": "problems.jsonl"},
@@ -57,6 +60,9 @@ def world() -> dict[str, Any]:
         "problems": problems,
         "plan": plan,
         "engine": engine,
+        "policy": NamedPolicy(
+            Path(), "hash", None, {rollouts[0].rollout_id: [-0.5] * rollouts[0].n_tokens}, lambda: engine
+        ),
         "contexts": {},
         "rollouts": rollouts,
         "scores": scores,
@@ -97,8 +103,9 @@ def engine_that_knows(problems: dict[int, Problem]) -> Any:
         {"match": f"^{re.escape(p.prompt)}$", "replies": [p.reference, f"0={p.reference}", "no", "1=100", "100"]}
         for p in problems.values()
     ]
+    judges_itself = {"match": "Proposed answer", "replies": ["A"]}
     plugin = find("engine", "scripted")
-    return plugin.call(plugin.configure({"rules": rules}), {})
+    return plugin.call(plugin.configure({"rules": [*rules, judges_itself]}), {})
 
 
 def sampled(plan: list[Plan], problems: dict[int, Problem], engine: Any) -> list[Rollout]:

@@ -14,15 +14,15 @@ from pydantic import ValidationError
 from strop.core.engine import Completion, Request, Sampling
 from strop.core.plugin import STAGES, Returned, Task, Verdict
 from strop.core.registry import Plugin, builtin_names, find
-from strop.storage.tables import Problem, Rollout, Row, Score
+from strop.storage.tables import Decision, Problem, Rollout, Row, Score, TokenLogps
 
 OURS = [(stage, name) for stage in STAGES for name in builtin_names(stage)]
 THEIRS = [("filter", "shortest")]
 ELSEWHERE = {"base", "objective"}
 """Kinds whose plugins make or weigh tensors; their files have tests of their own."""
 ROWS = [(s, n) for s, n in OURS + THEIRS if STAGES[s].returns]
-HEAVY = {("engine", "hf"), ("engine", "vllm")}
-"""Need a checkpoint; see test_hf_engine and test_vllm_engine."""
+HEAVY = {("engine", "hf"), ("engine", "vllm"), ("engine", "openai")}
+"""Need a checkpoint or a server; see test_hf_engine, test_vllm_engine and test_openai_engine."""
 
 
 def named(cases):
@@ -115,7 +115,8 @@ def test_its_rows_are_what_its_stage_may_write(which, plugin, made, tmp_path):
             assert row.parents
             assert row.split == "train"
     if plugin.stage in ("verify", "filter"):
-        assert [row.subject_id for row in rows] == [r.rollout_id for r in made["rollouts"]]
+        said = [row.subject_id for row in rows if isinstance(row, Score | Decision)]
+        assert said == [r.rollout_id for r in made["rollouts"]]
 
 
 @named([(s, n) for s, n in ROWS if s != "generate"])
@@ -127,8 +128,12 @@ def test_the_order_of_its_inputs_does_not_matter(which, plugin, made, tmp_path):
             random.Random(3).shuffle(value)
     straight, turned = (run(plugin, g, tmp_path) for g in (given, mixed))
     if plugin.stage in ("verify", "filter"):
-        straight, turned = (sorted(rows, key=lambda r: r.subject_id) for rows in (straight, turned))
+        straight, turned = (sorted(rows, key=_about) for rows in (straight, turned))
     assert straight == turned
+
+
+def _about(row):
+    return row.TABLE, row.rollout_id if isinstance(row, TokenLogps) else row.subject_id
 
 
 @named(ROWS)

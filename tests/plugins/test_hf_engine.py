@@ -9,10 +9,11 @@ import torch
 
 from strop.core.chars import VOCABULARY, character_tokenizer
 from strop.core.engine import Request, Sampling
-from strop.plugins.engines._decode import Item, plan
 from strop.plugins.engines._draw import draw, streams, uniforms
+from strop.plugins.engines._draw import truncated as truncated_rows
 from strop.plugins.engines._llama import Llama
 from strop.plugins.engines._modules import Modules
+from strop.plugins.engines._plan import Item, plan
 from strop.plugins.engines.hf import Hf, hf
 from strop.storage.errors import StageError
 
@@ -201,9 +202,11 @@ def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
         Sampling(max_tokens=1, temperature=0.6),
         Sampling(max_tokens=1, top_k=5),
         Sampling(max_tokens=1, top_p=0.6),
+        Sampling(max_tokens=1, min_p=0.05),
         Sampling(max_tokens=1, temperature=1.5, top_k=20, top_p=0.7),
+        Sampling(max_tokens=1, temperature=2.0, top_k=30, top_p=0.9, min_p=0.2),
     ],
-    ids=["plain", "cold", "top_k", "top_p", "both"],
+    ids=["plain", "cold", "top_k", "top_p", "min_p", "both", "all"],
 )
 def test_sampled_frequencies_follow_the_tempered_truncated_distribution(engine, policies, sampling):
     n = 6000
@@ -219,9 +222,10 @@ def test_sampled_frequencies_follow_the_tempered_truncated_distribution(engine, 
 
 
 def truncated(p: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Top-k, then top-p of what is left, the slow and obvious way."""
+    """Min-p, then top-k of what is left, then top-p of that, the slow and obvious way."""
     kept = np.zeros_like(p)
-    order = sorted(range(len(p)), key=lambda i: -p[i])[: sampling.top_k or None]
+    order = [i for i in sorted(range(len(p)), key=lambda i: -p[i]) if p[i] >= sampling.min_p * p.max()]
+    order = order[: sampling.top_k or None]
     total = sum(p[i] for i in order)
     mass = 0.0
     for i in order:
@@ -249,7 +253,55 @@ def test_truncation_by_hand():
     assert probabilities(top_p=0.71) == [0.4444, 0.3333, 0.2222, 0]
     assert probabilities(top_p=1e-9) == [1, 0, 0, 0]
     assert probabilities(top_k=3, top_p=0.5) == [0.5714, 0.4286, 0, 0]  # 4/9 is not enough
+    assert probabilities(min_p=0.7) == [0.5714, 0.4286, 0, 0]  # .3 is three quarters of .4
+    assert probabilities(min_p=1.0) == [1, 0, 0, 0]
+    assert probabilities(min_p=0.7, top_p=0.56) == [1, 0, 0, 0]  # 4/7 is enough
+    assert probabilities(min_p=0.45, top_k=2) == [0.5714, 0.4286, 0, 0]
+    assert probabilities(min_p=0.5, top_p=0.75) == [0.5714, 0.4286, 0, 0]  # of the .9 left, .7 is enough
+    assert probabilities(min_p=0.3, temperature=0.5) == [0.64, 0.36, 0, 0]  # 16 : 9 : 4 : 1
     assert probabilities(temperature=0.5) == [0.5333, 0.3, 0.1333, 0.0333]  # squares over .30
+
+
+@pytest.mark.parametrize("size", [1030, 2048, 50257])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(top_p=0.9),
+        Sampling(top_p=0.999, temperature=1.7),
+        Sampling(top_k=50, top_p=0.8),
+        Sampling(top_k=200, min_p=0.02, top_p=0.9),
+    ],
+    ids=["plain", "small nucleus", "large nucleus", "top_k top_p", "top_k min_p"],
+)
+def test_large_vocabularies_follow_the_same_rules(size, sampling):
+    generator = torch.Generator().manual_seed(7)
+    logits = (torch.randn(2, size, generator=generator) * 3).mul_(8).round_().div_(8)  # in steps, so that many tie
+    for row in logits:
+        p = torch.softmax(row.double() / sampling.temperature, -1).numpy()
+        if sampling != Sampling():
+            p = truncated(p, sampling)
+        cumulated = p.cumsum()
+        uniform = torch.rand(200, generator=generator, dtype=torch.float64)
+        drawn = draw(row.expand(200, -1), uniform, sampling)
+        assert (p[drawn.tokens] > 0).all()
+        np.testing.assert_allclose(drawn.logps, np.log(p[drawn.tokens]), atol=2e-4)
+        high, low = cumulated[drawn.tokens], cumulated[drawn.tokens] - p[drawn.tokens]
+        assert ((low - 1e-5 <= uniform.numpy()) & (uniform.numpy() <= high + 1e-5)).all()
+
+
+def test_of_tokens_that_tie_the_first_stay():
+    tied = torch.tensor([[0.1, 0.3, 0.1, 0.3, 0.1, 0.1]])
+    kept = {
+        (6, 0.2): [1],
+        (6, 0.5): [1, 3],
+        (6, 0.65): [0, 1, 3],
+        (6, 0.85): [0, 1, 2, 3, 4],
+        (1, 1.0): [1],
+        (4, 1.0): [0, 1, 2, 3],
+    }
+    for (top_k, top_p), expected in kept.items():
+        assert truncated_rows(tied, Sampling(top_k=top_k, top_p=top_p))[0].nonzero().flatten().tolist() == expected
 
 
 def test_the_inverse_cdf_takes_the_first_token_whose_mass_lies_above():
@@ -306,6 +358,24 @@ def test_a_stop_string_ends_a_completion_and_is_kept_out_of_the_text(engine):
     assert where >= 0
 
 
+def test_a_stop_token_ends_a_completion_and_stays_out_of_the_text(engine):
+    free = [c for cs in engine.sample(requests(8), Sampling(max_tokens=30)) for c in cs]
+    token = next(c for c in free if len(c.text) >= 12).token_ids[5]
+    sampling = Sampling(max_tokens=30, stop_token_ids=(token, 63))
+    checked = 0
+    for before, after in zip(free, (c for cs in engine.sample(requests(8), sampling) for c in cs), strict=True):
+        ends = [i for i, t in enumerate(before.token_ids) if t in (token, 63)]
+        if not ends:
+            assert after == before
+            continue
+        checked += 1
+        assert after.token_ids == before.token_ids[: ends[0] + 1]
+        np.testing.assert_allclose(after.logps, before.logps[: ends[0] + 1], atol=1e-5)
+        assert after.text == "".join(VOCABULARY[i] for i in before.token_ids[: ends[0]])
+        assert after.finish_reason == "stop"
+    assert checked >= 3
+
+
 def test_max_tokens_and_the_context_cut_a_completion_with_reason_length(engine):
     (short,) = engine.sample([Request(prompt="1+2=", seeds=tuple(range(30)))], Sampling(max_tokens=3))
     assert {len(c.token_ids) for c in short if c.finish_reason == "length"} == {3}
@@ -328,9 +398,11 @@ def test_a_prompt_longer_than_the_context_is_an_error_row_beside_good_ones(engin
     assert engine.sample([], Sampling()) == []
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "values", [{"temperature": 0.0}, {}, {"min_p": 0.1}, {"top_p": 0.5}], ids=["greedy", "plain", "min_p", "top_p"]
+)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_logits_that_are_no_numbers_stop_the_stage_naming_the_policy(tmp_path, kind, temperature):
+def test_logits_that_are_no_numbers_stop_the_stage_naming_the_policy(tmp_path, kind, values):
     model = tiny(kind)
     with torch.no_grad():
         next(model.parameters())[5, 3] = float("nan")
@@ -338,7 +410,7 @@ def test_logits_that_are_no_numbers_stop_the_stage_naming_the_policy(tmp_path, k
     character_tokenizer(40).save_pretrained(tmp_path / "broken")
     engine = hf(Hf(device="cpu"), directory=tmp_path / "broken", threads=1)
     with pytest.raises(StageError, match="broken gives logits that are not numbers"):
-        engine.sample([Request(prompt="1+2=", seeds=(1,))], Sampling(max_tokens=4, temperature=temperature))
+        engine.sample([Request(prompt="1+2=", seeds=(1,))], Sampling(max_tokens=4, **values))
 
 
 def test_scores_are_the_untempered_log_probabilities_of_a_full_forward_pass(engine, policies):
@@ -358,11 +430,23 @@ def test_scores_agree_with_what_sampling_recorded(engine):
         np.testing.assert_allclose(found, completion.logps, atol=1e-4)
 
 
+def test_token_ids_are_scored_as_they_were_sampled(engine):
+    (completions,) = engine.sample([Request(prompt="1+2=", seeds=tuple(range(200)))], Sampling(max_tokens=15))
+    assert any(c.token_ids[-1] == EOS for c in completions)
+    for completion, found in zip(completions, engine.score([("1+2=", c.token_ids) for c in completions]), strict=True):
+        np.testing.assert_allclose(found, completion.logps, atol=1e-4)
+    text, empty = engine.score([("1+2=", "3*4"), ("1+2=", [])])
+    assert engine.score([("1+2=", ids_of("3*4")), ("1+2=", "")]) == [text, empty]
+    assert empty == []
+
+
 def test_what_cannot_be_scored_is_refused(engine):
     with pytest.raises(ValueError, match="empty prompt"):
         engine.score([("", "1")])
     with pytest.raises(ValueError, match="context is 40"):
         engine.score([("1" * 30, "1" * 11)])
+    with pytest.raises(ValueError, match="context is 40"):
+        engine.score([("1" * 30, [5] * 11)])
 
 
 def test_progress_counts_up_to_all_rollouts_and_tokens(engine):
@@ -436,5 +520,5 @@ def test_a_closed_engine_says_so(policies):
 
 def test_the_engine_declares_what_it_can_do(engine):
     assert engine.name == "hf"
-    assert engine.capabilities == {"sample", "score"}
+    assert engine.capabilities == {"sample", "score", "next_logits", "hidden", "reload"}
     assert dataclasses.is_dataclass(Sampling)

@@ -138,8 +138,9 @@ class Plain:
 
 
 def truncated(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Temperature, top-k, then top-p of what is left, the slow and obvious way."""
+    """Temperature, min-p, top-k, then top-p of what is left, the slow and obvious way."""
     p = np.exp((logits - logits.max()) / sampling.temperature)
+    p[p < sampling.min_p] = 0
     p /= p.sum()
     order = np.argsort(-p, kind="stable")[: sampling.top_k or None]
     kept = np.zeros_like(p)
@@ -154,8 +155,12 @@ def truncated(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(temperature=0.8, top_p=0.9, max_tokens=12), Sampling(temperature=1.3, top_k=12, max_tokens=12)],
-    ids=["top_p", "top_k"],
+    [
+        Sampling(temperature=0.8, top_p=0.9, max_tokens=12),
+        Sampling(temperature=1.3, top_k=12, max_tokens=12),
+        Sampling(temperature=1.2, min_p=0.05, top_p=0.9, max_tokens=12),
+    ],
+    ids=["top_p", "top_k", "min_p"],
 )
 def test_log_probabilities_agree_with_a_plain_forward_pass_and_with_hf(one, root, sampling):
     plain = Plain(root / "one")
@@ -192,9 +197,10 @@ def test_the_same_seed_gives_the_same_completion_whatever_the_batch(one):
         Sampling(max_tokens=1, temperature=0.6),
         Sampling(max_tokens=1, top_k=5),
         Sampling(max_tokens=1, top_p=0.6),
-        Sampling(max_tokens=1, temperature=1.5, top_k=20, top_p=0.7),
+        Sampling(max_tokens=1, min_p=0.1),
+        Sampling(max_tokens=1, temperature=1.5, top_k=20, top_p=0.7, min_p=0.02),
     ],
-    ids=["plain", "cold", "top_k", "top_p", "both"],
+    ids=["plain", "cold", "top_k", "top_p", "min_p", "all"],
 )
 def test_sampled_frequencies_follow_the_tempered_truncated_distribution(one, root, sampling):
     n = 4000
@@ -233,6 +239,24 @@ def test_a_stop_string_ends_a_completion_and_is_kept_out_of_the_text(one):
         assert len(after.logps) == len(after.token_ids)
         assert "".join(VOCABULARY[i] for i in after.token_ids).endswith(stop)
     assert met >= 1
+
+
+def test_a_stop_token_ends_a_completion_and_is_no_part_of_its_text(one):
+    comma = ids_of("3")[0]
+    plain = Sampling(max_tokens=30)
+    whole = one.sample(requests(20), plain)
+    ended = one.sample(requests(20), Sampling(max_tokens=30, stop_token_ids=(comma,)))
+    cut = 0
+    for before, after in zip((c for cs in whole for c in cs), (c for cs in ended for c in cs), strict=True):
+        if comma not in before.token_ids:
+            assert after.token_ids == before.token_ids
+            continue
+        at = before.token_ids.index(comma) + 1
+        assert after.token_ids == before.token_ids[:at]
+        assert after.finish_reason == "stop"
+        assert "3" not in after.text
+        cut += 1
+    assert cut > 10
 
 
 def test_a_stop_string_saves_the_tokens_after_it(one):
@@ -274,6 +298,15 @@ def test_score_gives_the_log_probabilities_of_continuations_and_labels(one, root
         np.testing.assert_allclose(found, expected, atol=1e-4)
     with pytest.raises(ValueError, match="context is 288"):
         one.score([(whole, "0123456789a")])
+
+
+def test_what_was_sampled_is_scored_by_its_own_tokens_the_last_one_included(one):
+    sampled = [
+        (r.prompt, c) for r, cs in zip(requests(8), one.sample(requests(8), Sampling()), strict=True) for c in cs
+    ]
+    assert any(c.token_ids[-1] == EOS for _, c in sampled)
+    for (_, c), found in zip(sampled, one.score([(prompt, c.token_ids) for prompt, c in sampled]), strict=True):
+        np.testing.assert_allclose(found, c.logps, atol=1e-4)
     with pytest.raises(ValueError, match="empty prompt"):
         one.score([("", "1")])
 

@@ -22,6 +22,7 @@ from strop.storage.tables import (
     SchemaVersion,
     Score,
     StageRun,
+    TokenLogps,
 )
 
 NOON = datetime.datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=datetime.UTC)
@@ -94,6 +95,10 @@ def one_of_each() -> dict[str, list[Row]]:
         "policy_examples": [
             PolicyExample(**stamp, policy_id=2, example_id=1, share=0.25),
             PolicyExample(**stamp, policy_id=2, example_id=2),
+        ],
+        "token_logps": [
+            TokenLogps(**stamp, rollout_id=1, policy_hash="ab", policy_id=1, logps=[-0.5, -1.0], engine="hf"),
+            TokenLogps(**stamp, rollout_id=2, policy_hash="ef", logps=None),
         ],
         "contexts": [Context(**stamp, context_id=1, name="a", text="think", sources=[1])],
         "metrics": [

@@ -22,18 +22,39 @@ from strop.storage.migrations import MIGRATIONS
 from strop.storage.tables import SCHEMA_VERSION, TABLES, Rollout, Row, Run, Score, columns
 
 ADDED = {
-    ("runs", "parent_run_id"),
-    ("runs", "sources_json"),
-    ("stage_runs", "reuses"),
-    ("rollouts", "detail"),
-    ("scores", "supersedes"),
+    2: {
+        ("runs", "parent_run_id"),
+        ("runs", "sources_json"),
+        ("stage_runs", "reuses"),
+        ("rollouts", "detail"),
+        ("scores", "supersedes"),
+    },
+    3: {
+        ("rollouts", "min_p"),
+        ("rollouts", "stop_token_ids"),
+        ("rollouts", "n_prompt_tokens"),
+        ("rollouts", "cost"),
+        ("token_logps", "rollout_id"),
+    },
 }
-"""By version 2."""
+"""By version."""
+
+
+@pytest.fixture(scope="session", params=range(1, SCHEMA_VERSION))
+def version(request: pytest.FixtureRequest) -> int:
+    """Schema version of an older lake."""
+    return int(request.param)
 
 
 @pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack(1, tmp_path_factory.mktemp("old")) / "lake"
+def kept(version: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack(version, tmp_path_factory.mktemp("old")) / "lake"
+
+
+@pytest.fixture(scope="session")
+def versions(version: int) -> list[tuple[int]]:
+    """Rows of `schema_versions` once it is of today."""
+    return [(number,) for number in range(version, SCHEMA_VERSION + 1)]
 
 
 @pytest.fixture
@@ -45,10 +66,10 @@ def everything(lake: Lake) -> dict[str, list[Row]]:
     return {table.TABLE: lake.rows(table) for table in TABLES if table.TABLE != "schema_versions"}
 
 
-def test_the_migrations_lead_step_by_step_from_the_first_version_to_todays_tables(old: Path) -> None:
+def test_the_migrations_lead_step_by_step_from_the_first_version_to_todays_tables(old: Path, version: int) -> None:
     assert [m.version for m in MIGRATIONS] == list(range(2, SCHEMA_VERSION + 1))
     before = {(t.name, c.name) for t in read_catalog(old).tables.values() for c in t.columns}
-    assert not before & ADDED
+    assert [number for number in ADDED if ADDED[number] <= before] == list(range(2, version + 1))
     open_lake(old).close()
     tables = read_catalog(old).tables
     assert set(tables) == {t.TABLE for t in TABLES}
@@ -71,21 +92,23 @@ def test_a_reader_of_an_older_lake_sees_todays_columns_empty_and_changes_nothing
     assert {path: data for path, data in after.items() if not path.name.startswith("catalog.sqlite-")} == before
 
 
-def test_a_writer_migrates_it_and_old_rows_and_old_snapshots_stay(old: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_writer_migrates_it_and_old_rows_and_old_snapshots_stay(
+    old: Path, version: int, versions: list[tuple[int]], caplog: pytest.LogCaptureFixture
+) -> None:
     then = read_catalog(old).snapshot
     with open_lake(old, read_only=True) as lake:
         before = everything(lake)
     with open_lake(old) as lake:
         assert everything(lake) == before
-        assert lake.query("SELECT version FROM schema_versions ORDER BY version") == [(1,), (2,)]
+        assert lake.query("SELECT version FROM schema_versions ORDER BY version") == versions
         assert lake.query(f"SELECT count(*) FROM scores AT (VERSION => {then})") == [(192,)]
-    assert "now has schema version 2" in caplog.text
+    assert f"now has schema version {SCHEMA_VERSION}" in caplog.text
     with open_console(old, snapshot=then) as console:
-        assert console.query("SELECT max(version), count(*) FROM schema_versions").rows == [(1, 1)]
+        assert console.query("SELECT max(version), count(*) FROM schema_versions").rows == [(version, 1)]
         assert console.query("SELECT count(*), count(detail) FROM rollouts").rows == [(216, 0)]
 
 
-def test_files_of_both_versions_live_together_and_merge(old: Path) -> None:
+def test_files_of_both_versions_live_together_and_merge(old: Path, version: int) -> None:
     then = read_catalog(old).snapshot
     with open_lake(old) as lake:
         before = everything(lake)
@@ -95,7 +118,7 @@ def test_files_of_both_versions_live_together_and_merge(old: Path) -> None:
         both = everything(lake)
         gc(old, Wishes(older_than=datetime.timedelta()))
         files = read_catalog(old).tables
-        assert len(files["scores"].files) == 2
+        assert len(files["scores"].files) == (2 if version == 1 else 1), "files merge with those of the same columns"
         assert everything(lake) == both
     assert [row for row in both["scores"] if row.run_id] == before["scores"]
     new = "count(*), count(supersedes), sum(supersedes)"
@@ -105,17 +128,20 @@ def test_files_of_both_versions_live_together_and_merge(old: Path) -> None:
             assert console.query("SELECT count(detail) FROM rollouts").rows == [(0 if at else 6,)]
 
 
-def test_two_processes_that_open_an_older_lake_at_once_migrate_it_once(old: Path) -> None:
+def test_two_processes_that_open_an_older_lake_at_once_migrate_it_once(old: Path, versions: list[tuple[int]]) -> None:
     code = "import pathlib, sys, strop.storage.lake as lake; lake.open_lake(pathlib.Path(sys.argv[1]))"
     made = [subprocess.Popen([sys.executable, "-c", code, old], stderr=subprocess.PIPE) for _ in range(3)]
     errors = [process.communicate(timeout=60)[1].decode() for process in made]
     assert [process.returncode for process in made] == [0, 0, 0], errors
-    assert sum("now has schema version" in error for error in errors) == 1
+    assert sum(f"now has schema version {SCHEMA_VERSION}" in error for error in errors) == 1
     with open_lake(old, read_only=True) as lake:
-        assert lake.query("SELECT version FROM schema_versions ORDER BY version") == [(1,), (2,)]
+        assert lake.query("SELECT version FROM schema_versions ORDER BY version") == versions
 
 
-def test_a_migration_killed_anywhere_leaves_either_version_and_is_made_again(kept: Path, tmp_path: Path) -> None:
+def test_a_migration_killed_anywhere_leaves_either_version_and_is_made_again(
+    kept: Path, version: int, versions: list[tuple[int]], tmp_path: Path
+) -> None:
+    whole = [number for (number,) in versions]
     shutil.copytree(kept, tmp_path / "template")
     driver = Path(__file__).with_name("care_driver.py")
     done = subprocess.run([sys.executable, driver, "migrate", tmp_path, "1"], capture_output=True, text=True)
@@ -123,11 +149,11 @@ def test_a_migration_killed_anywhere_leaves_either_version_and_is_made_again(kep
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) >= 12
     assert found[-1]["status"] == 0, done.stderr
-    versions = [line["versions"] for line in found]
-    assert versions == sorted(versions), "version 1 up to COMMIT, version 2 after it"
-    assert versions[8] == [1]
-    assert versions[-1] == [1, 2]
+    seen = [line["versions"] for line in found]
+    assert seen == sorted(seen), "the old version up to COMMIT, today's after it"
+    assert seen[8] == [version]
+    assert seen[-1] == whole
     for line in found:
         assert line["rows"], line
-        assert (line["again"], line["then"], line["then_rows"]) == (0, [1, 2], True), line
+        assert (line["again"], line["then"], line["then_rows"]) == (0, whole, True), line
         assert line["damage"] == [], line

@@ -1,11 +1,12 @@
-"""Makes v1.tar.xz, a lake of schema version 1: python make_v1.py CHECKOUT OUT.tar.xz, with a checkout of 03bc656.
+"""Makes vN.tar.xz, a lake of schema version N: python make_lake.py CHECKOUT OUT.tar.xz, with a checkout of that time.
 
-    git worktree add --detach /tmp/v1 03bc656
-    python tests/storage/old_lakes/make_v1.py /tmp/v1 tests/storage/old_lakes/v1.tar.xz
+    git worktree add --detach /tmp/v2 a24cc70
+    python tests/storage/old_lakes/make_lake.py /tmp/v2 tests/storage/old_lakes/v2.tar.xz
 
-The checkout's own code runs its own `tests/core/tiny_run.py`: a finished run of three rounds, and one that is killed
-in its second round. Small files are merged every 16 snapshots instead of every 64, so that there are merged files.
-Beside the lake lie the recipe and its plugin file, so that the killed run can go on.
+Version 1 was made with a checkout of 03bc656, version 2 with one of a24cc70. The checkout's own code runs its own
+`tests/core/tiny_run.py`: a finished run of three rounds, and one that is killed in its second round. Small files are
+merged every 16 snapshots instead of every 64, so that there are merged files. Beside the lake lie the recipe and its
+plugin file, so that the killed run can go on.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def grow(folder: Path) -> None:
 
 def main(checkout: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as made:
-        link, folder = Path(made) / "path", Path(made) / "v1"
+        link, folder = Path(made) / "path", Path(made) / out.name.partition(".")[0]
         link.mkdir()
         (link / "strop").symlink_to(checkout.absolute())
         path = os.pathsep.join([str(link), str(checkout.absolute() / "tests" / "core")])
@@ -54,7 +55,7 @@ def main(checkout: Path, out: Path) -> None:
             for left in (folder / "lake" / name).rglob("*.*"):
                 left.unlink()
         with tarfile.open(out, "w:xz", preset=9) as tar:
-            tar.add(folder, arcname="v1", filter=_anonymous)
+            tar.add(folder, arcname=folder.name, filter=_anonymous)
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -1,0 +1,50 @@
+"""Which policy a stage's setting `policy` names, and what the lake knows of rollouts under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from strop.core.engine import NamedPolicy
+from strop.core.recipe import Step
+from strop.core.session import Session
+from strop.storage.checkpoints import hash_directory
+from strop.storage.errors import PluginError, StageError, did_you_mean
+from strop.storage.tables import Rollout
+
+NAMES = ("base", "previous", "champion")
+KNOWN = """
+SELECT rollout_id, arg_min(logps, stage_run_id) FROM token_logps
+WHERE policy_hash = ? AND rollout_id IN (SELECT unnest(?::BIGINT[])) GROUP BY rollout_id"""
+
+
+def named_policy(session: Session, step: Step, rollouts: Sequence[Rollout]) -> NamedPolicy:
+    """The step's policy: one of `NAMES`, or the directory of a checkpoint. Raises StageError where it is neither."""
+    name = getattr(step.config, "policy", None)
+    if not isinstance(name, str):
+        raise PluginError(
+            f"{step.kind} plugin {step.plugin.name!r} asks for `policy`: its config needs a setting `policy: str`"
+        )
+    policies = session.policies()
+    if name in NAMES:
+        policy = {"base": policies[0], "previous": policies[-1]}.get(name) or session.champion()
+        directory, found, policy_id = session.directory(policy), policy.content_hash, policy.policy_id
+    else:
+        directory = Path(name).expanduser()
+        if not (directory / "config.json").is_file() and not (directory / "adapter_config.json").is_file():
+            raise StageError(
+                f"policy: {name!r} is neither {', '.join(NAMES)} nor the directory of a checkpoint (there is no "
+                f"config.json in it){did_you_mean(name, NAMES)}"
+            )
+        directory = directory.resolve()
+        found = _hash_of(directory)
+        policy_id = next((policy.policy_id for policy in policies if policy.content_hash == found), None)
+    known = dict(session.lake.query(KNOWN, [found, [rollout.rollout_id for rollout in rollouts]]))
+    return NamedPolicy(directory, found, policy_id, known)
+
+
+@cache
+def _hash_of(directory: Path) -> str:
+    """Once a process: a teacher's files may be large."""
+    return hash_directory(directory)

@@ -1,0 +1,91 @@
+"""The hf engine in less memory than it wants: an address space that really ends."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from strop.core.chars import VOCABULARY, character_tokenizer
+from strop.plugins.engines._memory import cache_bytes, out_of_memory
+from strop.plugins.engines.hf import Hf, hf
+
+SAMPLE = """
+import json, resource, sys
+from pathlib import Path
+from strop.core.engine import Request, Sampling
+from strop.plugins.engines.hf import Hf, hf
+
+directory = Path(sys.argv[1])
+requests = [Request(prompt="1+2=" if i % 2 else "12+34=", seeds=(10 * i,)) for i in range(60)]
+for megabytes in map(int, sys.argv[2:]):
+    engine = hf(Hf(device="cpu", batch_rows=64, cache_gb=8), directory=directory, threads=1)
+    engine.sample(requests[:2], Sampling(max_tokens=2))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + megabytes * 2**20 if megabytes else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    prefill, halve, prefilled, failed, told = engine.model.prefill, engine._halve, [], [], []
+    engine.model.prefill = lambda ids, *rest: prefilled.append(len(ids)) or prefill(ids, *rest)
+    engine._halve = lambda rows, error: failed.append(rows) or halve(rows, error)
+    try:
+        found = engine.sample(requests, Sampling(max_tokens=400), lambda *numbers: told.append(numbers))
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    else:
+        answer = {"ids": [c.token_ids for cs in found for c in cs]}
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(json.dumps(answer | {"rows": engine.rows, "prefilled": prefilled, "failed": failed, "told": told[-1:]}))
+    del prefill
+    engine.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A policy whose keys and values are large and whose completions often end early."""
+    import transformers
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 256, "max_position_embeddings": 600}
+    eos = VOCABULARY.index("<eos>")
+    config = transformers.LlamaConfig(**shape, **heads, eos_token_id=eos, tie_word_embeddings=False)
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    directory = tmp_path_factory.mktemp("wide")
+    model.save_pretrained(directory)
+    character_tokenizer(600).save_pretrained(directory)
+    return directory
+
+
+def test_where_memory_runs_out_batches_are_halved_and_nothing_finished_is_sampled_again(wide):
+    command = [sys.executable, "-c", SAMPLE, str(wide), "5", "80", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    none, halved, free = map(json.loads, done.stdout.splitlines())
+    assert none["error"].startswith("StageError: memory ran out while the policy in")
+    assert (free["rows"], free["failed"], free["prefilled"]) == (64, [], [32, 28])
+    assert halved["rows"] == halved["failed"][-1] // 2
+    assert halved["ids"] == free["ids"]
+    assert halved["told"] == free["told"] == [[60, sum(map(len, free["ids"]))]]
+    begun_again = sum(halved["prefilled"]) - 60
+    assert 0 < begun_again < sum(halved["failed"]) - 10
+
+
+def test_other_errors_are_not_taken_for_want_of_memory():
+    assert out_of_memory(MemoryError())
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_the_cache_takes_a_share_of_what_is_free_and_the_settings_win(wide):
+    import psutil
+
+    engine = hf(Hf(device="cpu"), directory=wide, threads=1)
+    a_token = 2 * 2 * 8 * 256 * 4
+    assert 0.05 * psutil.virtual_memory().available < engine.cached_tokens * a_token < psutil.virtual_memory().total / 3
+    assert cache_bytes(torch.device("cpu")) <= psutil.virtual_memory().total / 4
+    assert hf(Hf(device="cpu", cache_gb=0.5), directory=wide, threads=1).cached_tokens == 5e8 // a_token
+    assert (engine.rows, hf(Hf(device="cpu", batch_rows=9), directory=wide, threads=1).rows) == (256, 9)
