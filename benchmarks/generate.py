@@ -3,10 +3,10 @@
     python benchmarks/generate.py [--quick] [--json] [--vllm] [--policy DIR] [--sizes 0.6M 3M 30M] [--n 1 8 64]
 
 Every side samples the same prompts from the same checkpoint with the whole machine and as many tokens as the policy
-makes of them (a random policy seldom ends before `max_tokens`). `generate` runs in one process with a thread for every
-core, at the best of its batch sizes; the engine runs as the loop would run it, in a worker for every core or in one
-with all threads, whichever is faster. Log-probabilities and entropies are part of the engine's time, and no part of
-`generate`'s.
+makes of them (a random policy seldom ends before `max_tokens`). `generate` runs in one process, at the best of its
+batch sizes and with a thread for every core or with one, whichever is faster; the engine runs as the loop would run it,
+in a worker for every core, or in one with all threads, whichever is faster. Log-probabilities and entropies are part of
+the engine's time, and no part of `generate`'s.
 
 0.6M is the default recipe's base policy (pretrained first, which takes a minute, unless --policy names it), whose
 completions differ in length; 3M and 30M have random weights. Sides take turns and the best pass of each counts; what
@@ -20,11 +20,11 @@ import contextlib
 import json
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 from generate_policies import Subject, subjects
-from generate_sides import CORES, Pass, Plain, Side, engine, served
-from transformers.utils import logging
+from generate_sides import CORES, Pass, Side, generated, in_workers, sampled, served
 
 BATCHES = (8, 16, 32, 64, 128, 256)
 QUICK_BATCHES = (32, 128, 256)
@@ -40,8 +40,6 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["0.6M", "3M", "30M"], choices=["0.6M", "3M", "30M"])
     parser.add_argument("--n", nargs="+", type=int, default=[1, 8, 64], help="samples of a prompt")
     chosen = parser.parse_args()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     warnings.simplefilter("ignore")
     found: dict[str, dict[str, dict[str, Pass]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -55,16 +53,18 @@ def measured(subject: Subject, ns: list[int], with_vllm: bool, quick: bool, tabl
     """n -> side -> its best pass."""
     found: dict[str, dict[str, Pass]] = {}
     with contextlib.ExitStack() as stack:
-        plain = Plain(subject)
-        sides: dict[str, Side] = {"generate": plain}
-        sides[f"hf, {CORES} processes"] = stack.enter_context(engine(subject, CORES, 1))
-        sides[f"hf, {CORES} threads"] = stack.enter_context(engine(subject, 1, CORES))
+        plain = {t: stack.enter_context(in_workers(generated, subject, 1, t)) for t in sorted({1, CORES})}
+        sides: dict[str, Side] = {
+            f"hf, {CORES} processes": stack.enter_context(in_workers(sampled, subject, CORES, 1)),
+            f"hf, {CORES} threads": stack.enter_context(in_workers(sampled, subject, 1, CORES)),
+        }
         if with_vllm:
             sides |= stack.enter_context(served(subject))
         for n in ns:
             prompts = subject.prompts[: max(1, subject.rollouts // n)]
             if not quick or not found:
-                plain.batch = best_batch(plain, prompts, n, QUICK_BATCHES if quick else BATCHES)
+                threads, batch = best_of(plain, prompts, n, QUICK_BATCHES if quick else BATCHES)
+                sides["generate"] = partial(plain[threads], batch=batch)
             for side in sides.values():  # loads, and warms up
                 side(prompts[:2], min(n, 2), 0)
             passes = [{name: side(prompts, n, i) for name, side in sides.items()} for i in range(2 if quick else 4)]
@@ -72,23 +72,32 @@ def measured(subject: Subject, ns: list[int], with_vllm: bool, quick: bool, tabl
             found[f"n={n}"] = best
             if table:
                 for name, one in best.items():
-                    about = f"batch {plain.batch}" if name == "generate" else ""
                     print(
                         f"{subject.name:>5} n={n:<3} {name:<16} {one.tokens / one.wall_s:>9,.0f} tokens/s "
-                        f"{one.tokens / one.cpu_s:>9,.0f} per CPU s {one.tokens:>9,} tokens {about}",
+                        f"{one.tokens / one.cpu_s:>9,.0f} per CPU s {one.tokens:>9,} tokens"
+                        + (f", batch {batch}, threads {threads}" if name == "generate" else ""),
                         flush=True,
                     )
     return found
 
 
-def best_batch(plain: Plain, prompts: list[str], n: int, batches: tuple[int, ...]) -> int:
-    """The batch size at which `generate` is fastest, on as many prompts as the largest takes."""
+def best_of(plain: dict[int, Side], prompts: list[str], n: int, batches: tuple[int, ...]) -> tuple[int, int]:
+    """Threads and batch size with which `generate` is fastest, on as many prompts as the largest batch takes."""
     some = prompts[: max(1, max(batches) // n)]
-    speed = {}
-    for plain.batch in [b for b in batches if b <= max(len(some) * n, min(batches))]:
-        one = plain(some, n, 0)
-        speed[plain.batch] = one.tokens / one.wall_s
-    return max(speed, key=lambda batch: speed[batch])
+    speed: dict[tuple[int, int], float] = {}
+
+    def try_out(threads: int, batch: int) -> None:
+        one = plain[threads](some, n, 0, batch=batch)
+        speed[threads, batch] = one.tokens / one.wall_s
+
+    most = max(plain)
+    plain[most](some[:2], 1, 0, batch=2)
+    for batch in [b for b in batches if b <= max(len(some) * n, min(batches))]:
+        try_out(most, batch)
+    if most > 1:
+        plain[1](some[:2], 1, 0, batch=2)
+        try_out(1, max(speed, key=lambda tried: speed[tried])[1])
+    return max(speed, key=lambda tried: speed[tried])
 
 
 def ratios(found: dict[str, dict[str, dict[str, Pass]]]) -> dict[str, object]:

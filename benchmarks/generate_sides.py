@@ -18,7 +18,7 @@ from generate_policies import Subject
 
 from strop.core.engine import Request, Sampling
 from strop.core.seeds import derive
-from strop.core.workers import Workers
+from strop.core.workers import Job, Workers
 from strop.plugins.engines.hf import Hf, hf
 from strop.plugins.engines.vllm import Vllm, vllm
 
@@ -34,55 +34,22 @@ class Pass:
     cpu_s: float
 
 
-Side = Callable[[list[str], int, int], Pass]
-"""side(prompts, n, seed)"""
-
-
-class Plain:
-    """transformers' `generate` as its documentation has it: batches in the order given, padded on the left."""
-
-    def __init__(self, subject: Subject) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        self.model: Any = AutoModelForCausalLM.from_pretrained(subject.directory).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(subject.directory, padding_side="left")
-        self.max_tokens = subject.max_tokens
-        self.batch = 64
-
-    def __call__(self, prompts: list[str], n: int, seed: int) -> Pass:
-        torch.set_num_threads(CORES)
-        torch.manual_seed(seed)
-        each = max(1, self.batch // n)
-        tokens, wall, cpu = 0, time.perf_counter(), time.process_time()
-        for at in range(0, len(prompts), each):
-            for rows in range(0, n, self.batch):
-                tokens += self._batch(prompts[at : at + each], min(n - rows, self.batch))
-        return Pass(tokens, time.perf_counter() - wall, time.process_time() - cpu)
-
-    def _batch(self, prompts: list[str], n: int) -> int:
-        given = self.tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
-        out = self.model.generate(
-            **given,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            num_return_sequences=n,
-            max_new_tokens=self.max_tokens,
-        )
-        made = out[:, given["input_ids"].shape[1] :] == self.model.config.eos_token_id
-        return int((made.cumsum(1) - made.long() == 0).sum())  # up to the end of sequence, which counts
+Side = Callable[..., Pass]
+"""side(prompts, n, seed), and the batch size of `generate`"""
+Share = tuple[Subject, list[str], int, int, int, int]
+"""Subject, prompts, n, seed, threads, batch size"""
 
 
 @contextlib.contextmanager
-def engine(subject: Subject, processes: int, threads: int) -> Iterator[Side]:
-    """The hf engine in so many workers of the loop, the prompts dealt out to them."""
+def in_workers(job: Job, subject: Subject, processes: int, threads: int) -> Iterator[Side]:
+    """A side that deals the prompts out to so many workers, as the loop does."""
     with tempfile.TemporaryDirectory() as folder:
         workers = Workers(processes, Path(folder), threads=threads)
 
-        def side(prompts: list[str], n: int, seed: int) -> Pass:
+        def side(prompts: list[str], n: int, seed: int, batch: int = 0) -> Pass:
             wall = time.perf_counter()
-            shares = [(subject, prompts[i::processes], n, seed, threads) for i in range(processes)]
-            done = [result for _, result in workers.run(sampled, shares)]
+            shares = [(subject, prompts[i::processes], n, seed, threads, batch) for i in range(processes)]
+            done = [result for _, result in workers.run(job, shares)]
             return Pass(sum(t for t, _ in done), time.perf_counter() - wall, sum(cpu for _, cpu in done))
 
         try:
@@ -91,17 +58,49 @@ def engine(subject: Subject, processes: int, threads: int) -> Iterator[Side]:
             workers.release()
 
 
-_ENGINES: dict[Path, Any] = {}
+_LOADED: dict[Path, Any] = {}
+"""In a worker: what samples."""
 
 
-def sampled(argument: tuple[Subject, list[str], int, int, int], report: Callable[[Any], None]) -> tuple[int, float]:
-    """In a worker: how many tokens, and CPU seconds without loading."""
-    subject, prompts, n, seed, threads = argument
-    if subject.directory not in _ENGINES:
-        _ENGINES[subject.directory] = hf(Hf(device="cpu"), directory=subject.directory, threads=threads)
+def sampled(argument: Share, report: Callable[[Any], None]) -> tuple[int, float]:
+    """By the hf engine: how many tokens, and CPU seconds without loading."""
+    subject, prompts, n, seed, threads, _ = argument
+    if subject.directory not in _LOADED:
+        _LOADED[subject.directory] = hf(Hf(device="cpu"), directory=subject.directory, threads=threads)
     cpu = time.process_time()
-    found = _ENGINES[subject.directory].sample(requests(prompts, n, seed), Sampling(max_tokens=subject.max_tokens))
+    found = _LOADED[subject.directory].sample(requests(prompts, n, seed), Sampling(max_tokens=subject.max_tokens))
     return sum(len(c.token_ids) for group in found for c in group), time.process_time() - cpu
+
+
+def generated(argument: Share, report: Callable[[Any], None]) -> tuple[int, float]:
+    """By transformers' `generate` as its documentation has it: in the order given, padded on the left."""
+    subject, prompts, n, seed, threads, batch = argument
+    if subject.directory not in _LOADED:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_pretrained(subject.directory).eval()
+        _LOADED[subject.directory] = model, AutoTokenizer.from_pretrained(subject.directory, padding_side="left")
+    model, tokenizer = _LOADED[subject.directory]
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    tokens, cpu = 0, time.process_time()
+    each = max(1, batch // n)
+    for at in range(0, len(prompts), each):
+        given = tokenizer(prompts[at : at + each], return_tensors="pt", padding=True, return_token_type_ids=False)
+        for done in range(0, n, batch):
+            out = model.generate(
+                **given,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                num_return_sequences=min(n - done, batch),
+                max_new_tokens=subject.max_tokens,
+            )
+            ends = out[:, given["input_ids"].shape[1] :] == model.config.eos_token_id
+            tokens += int((ends.cumsum(1) - ends.long() == 0).sum())  # up to the end of sequence, which counts
+    return tokens, time.process_time() - cpu
 
 
 def requests(prompts: list[str], n: int, seed: int) -> list[Request]:
