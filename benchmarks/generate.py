@@ -85,7 +85,7 @@ def best_batch(plain: Plain, prompts: list[str], n: int, batches: tuple[int, ...
     """The batch size at which `generate` is fastest, on as many prompts as the largest takes."""
     some = prompts[: max(1, max(batches) // n)]
     speed = {}
-    for plain.batch in batches:
+    for plain.batch in [b for b in batches if b <= max(len(some) * n, min(batches))]:
         one = plain(some, n, 0)
         speed[plain.batch] = one.tokens / one.wall_s
     return max(speed, key=lambda batch: speed[batch])

@@ -44,10 +44,10 @@ def subjects(folder: Path, trained: Path | None, sizes: list[str], quick: bool) 
     if "3M" in sizes:
         policy = random_policy(folder / "3M", hidden=256, layers=4, feed_forward=704, vocabulary=64)
         character_tokenizer(CONTEXT).save_pretrained(policy)
-        made["3M"] = Subject("3M", policy, arithmetic, 96, 512 * share)
+        made["3M"] = Subject("3M", policy, arithmetic, 96, 256 * share)
     if "30M" in sizes:
         policy = random_policy(folder / "30M", hidden=512, layers=8, feed_forward=1408, vocabulary=8192)
-        made["30M"] = Subject("30M", policy, passages(policy), 64, 128 * share)
+        made["30M"] = Subject("30M", policy, passages(policy), 48, 128 * share)
     return [made[size] for size in sizes]
 
 

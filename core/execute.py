@@ -16,6 +16,7 @@ from typing import Any
 from strop.core import registry
 from strop.core.failures import what_failed
 from strop.core.finish import Stamp, finish
+from strop.core.judges import docket, judged
 from strop.core.plugin import STAGES, Config, Returned, Task
 from strop.core.recipe import Step
 from strop.core.registry import Plugin
@@ -84,6 +85,8 @@ class Call:
     verifiers: Sequence[PluginRef] = ()
     sample_seed: tuple[object, ...] = ()
     """(run seed, purpose, ...): what `sample_seed(problem, i)` hashes before problem key and i."""
+    judges: int = 1
+    """Processes that may judge rollouts at once, for a verifier that judges one at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
         named = call.data["policy"]
         engine = call.engine and dataclasses.replace(call.engine, directory=named.directory)
         handles["policy"] = dataclasses.replace(named, load=partial(engine_for, engine, plugin))
-    if "tasks" in wanted:
+    if "tasks" in wanted and not plugin.mark.each:
         handles["tasks"] = tasks_for(call)
     if "sample_seed" in wanted:
         handles["sample_seed"] = partial(_sample_seed, call.sample_seed)
@@ -125,12 +128,44 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
         handles["progress"] = lambda rollouts, tokens: report((rollouts, tokens))
     if "verifiers" in wanted:
         handles["verifiers"] = {ref.name: partial(_verify, call, ref) for ref in call.verifiers}
-    rows, state = _rows_and_state(plugin, run_plugin(plugin, config, handles))
+    if plugin.stage == "verify":
+        handles |= {"rollouts": call.data["rollouts"], "problems": call.data["problems"]}
+        result = verify(
+            call.ref,
+            handles,
+            call.tasks,
+            call.task_seed,
+            judges=call.judges,
+            suspicious=not call.stamp.replaces,  # judged again, rollouts that fail may be all there are
+            report=lambda done: report((done, 0)),
+        )
+        report((len(handles["rollouts"]), 0))
+    else:
+        result = run_plugin(plugin, config, handles)
+    rows, state = _rows_and_state(plugin, result)
     finished = finish(rows, call.stamp, allowed=STAGES[call.ref.stage].returns, plugin=plugin)
     files = {table: [_written(call, plugin, table, members)] for table, members in finished.items() if members}
     tokens = sum(row.n_tokens for row in finished.get("rollouts", []) if isinstance(row, Rollout))
     counts = {table: len(members) for table, members in finished.items() if members or table != TokenLogps.TABLE}
     return Output(files, counts, tokens, time.perf_counter() - started, state)
+
+
+def verify(
+    ref: PluginRef,
+    handles: Mapping[str, Any],
+    tasks: Sequence[PluginRef],
+    task_seed: int,
+    *,
+    judges: int = 1,
+    suspicious: bool = False,
+    report: Callable[[int], None] = lambda done: None,
+) -> Any:
+    """What a verifier of either kind says of the `rollouts` in the handles; see `judged` for those of single ones."""
+    plugin, config = ref.load()
+    if plugin.mark.each:
+        what = docket(ref, handles, tasks, task_seed, judges)
+        return judged(what, name=plugin.name, suspicious=suspicious, report=report)
+    return run_plugin(plugin, config, dict(handles))
 
 
 def _written(call: Call, plugin: Plugin, table: str, rows: list[Row]) -> Path:
@@ -242,7 +277,7 @@ def _sample_seed(prefix: tuple[object, ...], problem: Problem, index: int) -> in
 
 
 def _verify(call: Call, ref: PluginRef, rollouts: list[Rollout]) -> list[Score]:
-    plugin, config = ref.load()
+    plugin, _ = ref.load()
     handles: dict[str, Any] = {
         "rollouts": rollouts,
         "problems": call.data["problems"],
@@ -250,9 +285,9 @@ def _verify(call: Call, ref: PluginRef, rollouts: list[Rollout]) -> list[Score]:
         "seed": call.data["seed"],
         "round": call.data["round"],
     }
-    if "tasks" in plugin.mark.handles:
+    if "tasks" in plugin.mark.handles and not plugin.mark.each:
         handles["tasks"] = tasks_for(call)
     if "engine" in plugin.mark.handles:
         handles["engine"] = engine_for(call.engine, plugin)
-    scores = run_plugin(plugin, config, handles)
+    scores = verify(ref, handles, call.tasks, call.task_seed)
     return [dataclasses.replace(s, scorer=ref.name, scorer_version=plugin.mark.version) for s in scores]

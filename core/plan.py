@@ -52,16 +52,21 @@ ROUNDS_DONE = "SELECT stage, round FROM stage_runs WHERE run_id = '{run_id}' GRO
 HAVING count(*) = shards"
 ROUND_SECONDS = """
 SELECT is_round, median(seconds) FROM (
-    SELECT run_id, round > 0 AS is_round, sum(seconds) AS seconds FROM (
-        SELECT s.run_id, s.round, s.stage, epoch(max(s.started_at + to_microseconds(cast(s.seconds * 1e6 AS BIGINT))))
-               - epoch(min(s.started_at)) AS seconds
-        FROM stage_runs s JOIN runs r ON r.run_id = s.run_id WHERE r.recipe = '{recipe}' AND s.stage <> 'run'
-        GROUP BY s.run_id, s.round, s.stage
-    ) GROUP BY run_id, round
-    HAVING round = 0 OR count(*) >= {stages}
+    SELECT run_id, is_round, sum(greatest(0, ended - greatest(began, coalesce(before, began)))) AS seconds FROM (
+        SELECT *, max(ended) OVER (
+            PARTITION BY run_id, round ORDER BY began, ended ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) AS before FROM (
+            SELECT s.run_id, s.round, s.round > 0 AS is_round, s.stage, epoch(min(s.started_at)) AS began,
+                   epoch(max(s.started_at + to_microseconds(cast(s.seconds * 1e6 AS BIGINT)))) AS ended
+            FROM stage_runs s JOIN runs r ON r.run_id = s.run_id WHERE r.recipe = '{recipe}' AND s.stage <> 'run'
+            GROUP BY s.run_id, s.round, s.stage
+        )
+    ) GROUP BY run_id, round, is_round
+    HAVING NOT is_round OR count(*) >= {stages}
 ) GROUP BY is_round
 """
-"""By stage, so that the time between a kill and the resume counts as no round's; complete rounds only."""
+"""By stage, so that the time between a kill and the resume counts as no round's, and once where two stages were at
+work; complete rounds only."""
 MEAN_TOKENS = "SELECT avg(r.n_tokens) FROM rollouts r JOIN runs u ON u.run_id = r.run_id WHERE u.recipe = '{recipe}'"
 
 

@@ -13,6 +13,9 @@
 The function asks for what it reads by naming it: each keyword is a handle of its stage, listed in `STAGES`. It is
 pure: rows and handles in, rows out; no clock, no global, no randomness but `seed`. State that lives across rounds is
 asked for as `state` and returned in `Returned(rows, state)`.
+
+A verifier that asks for `rollout` judges one at a time and returns its `Score`. It is called in processes of its own,
+and its config is a `PerRollout`, which says how long an item may take.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from strop.storage.errors import PluginError, did_you_mean
 from strop.storage.tables import (
@@ -76,6 +79,15 @@ class Config(BaseModel):
         """The settings marked `OPERATION`, as plain values."""
         marked = {name for name, field in type(self).model_fields.items() if OPERATION in field.metadata}
         return self.model_dump(mode="json", include=marked)
+
+
+class PerRollout(Config):
+    """Config of a verifier that judges one rollout at a time."""
+
+    timeout_s: Annotated[float, Field(gt=0, le=3600), LATER] = 10.0
+    """Seconds of processor time for one rollout, and six times as many of waiting; then the verdict is 'error'."""
+    memory_gb: Annotated[PositiveFloat | None, LATER] = None
+    """Memory that judging one rollout may take beyond the loaded verifier; null = no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +180,12 @@ STAGES: dict[str, Contract] = {
         Contract(
             "verify",
             "verify",
-            "Verdicts. An error (time-out, judge unreachable) is a row with verdict 'error' and a reason, not a zero.",
+            "Verdicts. An error (time-out, judge unreachable) is a row with verdict 'error' and a reason, not a zero. "
+            "A verifier asks for `rollout` or for `rollouts`; see docs/verifiers.md.",
             {
-                "rollouts": "list[Rollout]: to be judged",
+                "rollout": "Rollout: to be judged, for a verifier that judges one at a time and returns a Score",
+                "problem": "Problem: the one that `rollout` answers",
+                "rollouts": "list[Rollout]: to be judged, for a verifier that judges a shard of them at once",
                 "problems": _PROBLEMS,
                 "tasks": "dict[str, Task]: the recipe's tasks by label",
                 "scores": "list[Score]: what earlier verify stages of this round said of these rollouts",
@@ -179,7 +194,7 @@ STAGES: dict[str, Contract] = {
                 **_COMMON,
             },
             (Score, TokenLogps),
-            frozenset({"rollouts"}),
+            frozenset({"rollout", "rollouts"}),
         ),
         Contract(
             "filter",
@@ -363,6 +378,13 @@ class Mark:
     """Bases: whether the policy it gives has weights. Engines: whether they need them."""
     alone: bool = False
     """Engines: one worker process feeds it; a second would only start what it runs once more."""
+    imports: tuple[str, ...] = ()
+    """Modules that a verifier of single rollouts imports when called: loaded before the first one's time begins."""
+
+    @property
+    def each(self) -> bool:
+        """Whether it judges one rollout at a time."""
+        return "rollout" in self.handles
 
 
 def stage(
@@ -374,6 +396,7 @@ def stage(
     requires: Sequence[str] = (),
     weights: bool = True,
     alone: bool = False,
+    imports: Sequence[str] = (),
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
 
@@ -406,9 +429,38 @@ def stage(
                     f"{did_you_mean(parameter.name, contract.handles)}"
                 )
             handles.append(parameter.name)
+        if name == "verify":
+            _check_each(where, config, handles)
         function.__strop__ = Mark(  # type: ignore[attr-defined]
-            name, version, config, tuple(handles), frozenset(needs), examples, frozenset(requires), weights, alone
+            name,
+            version,
+            config,
+            tuple(handles),
+            frozenset(needs),
+            examples,
+            frozenset(requires),
+            weights,
+            alone,
+            tuple(imports),
         )
         return function
 
     return mark
+
+
+def _check_each(where: str, config: type[Config], handles: Sequence[str]) -> None:
+    """A verifier sees one rollout or many of them; where it is one, its config has the limits."""
+    if "rollout" not in handles:
+        if "problem" in handles:
+            raise PluginError(f"{where}: `problem` comes with `rollout`; with `rollouts` ask for `problems`")
+        return
+    if many := [name for name in ("rollouts", "problems", "engine", "policy") if name in handles]:
+        raise PluginError(
+            f"{where}: with `rollout` it judges one at a time and is not handed {', '.join(many)}; "
+            "ask for `rollouts` and `problems` to judge a shard of them"
+        )
+    if not issubclass(config, PerRollout):
+        raise PluginError(
+            f"{where}: with `rollout` it judges one at a time: derive {config.__name__} from "
+            "strop.core.plugin.PerRollout, which has the limits"
+        )

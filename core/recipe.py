@@ -63,7 +63,7 @@ class RecipeFile(Config):
     shard_rollouts: PositiveInt = 1024
     """Rollouts committed together: what a crash can lose per worker."""
     workers: PositiveInt | Literal["auto"] = "auto"
-    """Processes that sample and verify: one per CPU core, or one where there is a GPU."""
+    """Processes that sample: one per CPU core, or one where there is a GPU. Verifiers have others beside them."""
     base: str | dict[str, Any]
     """The plugin that gives the first policy."""
     tasks: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
@@ -329,7 +329,7 @@ def _check_order(recipe: Recipe, source: Source) -> None:
             continue
         stage = "objective" if step.kind == "train" else step.kind
         reads = {*STAGES[stage].reads & set(step.plugin.mark.handles), *NEEDS.get(step.kind, ())}
-        for handle in sorted(reads - written):
+        for handle in sorted({"rollouts" if handle == "rollout" else handle for handle in reads} - written):
             writer = next(kind for kind, made in WRITES.items() if handle in made)
             raise source.error(
                 step.location,

@@ -20,10 +20,12 @@ from strop.core.execute import Call
 from strop.core.finish import OF_ROLLOUT, Replaces
 from strop.core.recipe import Recipe, Step, canonical_json, load
 from strop.core.round import session_of
+from strop.core.running import Shard
 from strop.core.session import Session
-from strop.core.steps import call_of, rollouts_of, verify_data, verify_groups
+from strop.core.steps import call_of, rollouts_of
 from strop.core.stored import stored_recipe
-from strop.core.visible import AGAIN, made_by, read_rows, stage_of
+from strop.core.verifying import handed, said_before
+from strop.core.visible import AGAIN, made_by, places, read_rows, stage_of
 from strop.storage.errors import LakeError, RecipeError, did_you_mean
 from strop.storage.lake import Lake, open_lake
 from strop.storage.locks import run_lock
@@ -86,7 +88,7 @@ def reverify(
                         found.append(_again(session, number, step, errors=errors))
             return found
         finally:
-            session.workers.release()
+            session.release()
 
 
 def _recipes(lake: Lake, run_id: str, recipe: str | None, overrides: Sequence[str]) -> tuple[Recipe, Recipe]:
@@ -180,20 +182,39 @@ def _outdated(session: Session, step: Step, scores: Sequence[Score]) -> set[int]
 
 
 def _run(session: Session, round: int, step: Step, rollouts: list[Rollout], replaces: Replaces) -> None:
-    groups = verify_groups(session, rollouts)
+    groups = _groups(session, rollouts)
     policy = session.policy(rollouts[0].policy_id) if "engine" in step.plugin.mark.handles else None
     upstream = session.upstream(round, step, policy)
-    calls = []
+    shards = []
     for index, group in enumerate(groups):
         run = session.stage_run(round, step, index, len(groups), upstream)
         ids = {rollout.rollout_id for rollout in group} | {rollout.problem_id for rollout in group}
         theirs = {key: score for key, score in replaces.items() if key[1] in ids}
-        calls.append((run, partial(_call, session, run, step, group, theirs)))
-    session.run_calls(round, step, calls, len(rollouts))
+        shards.append(Shard(step, run, partial(_call, session, run, step, group, theirs)))
+    session.running.run(round, step, shards, len(rollouts))
+
+
+def _groups(session: Session, rollouts: list[Rollout]) -> list[list[Rollout]]:
+    """Shards of rollouts: as many of the generator's shards together as make up eight times its size.
+
+    Rollouts of one policy only, as a verifier may ask for the engine that wrote them.
+    """
+    by_run: dict[int, list[Rollout]] = {}
+    for row in rollouts:
+        by_run.setdefault(row.stage_run_id, []).append(row)
+    order = places(session.ledger)
+    groups: list[list[Rollout]] = [[]]
+    for _, members in sorted(by_run.items(), key=lambda item: order[item[0]]):
+        full = len(groups[-1]) >= 8 * session.recipe.shard_rollouts
+        if full or (groups[-1] and groups[-1][0].policy_id != members[0].policy_id):
+            groups.append([])
+        groups[-1].extend(members)
+    return groups
 
 
 def _call(session: Session, run: StageRun, step: Step, group: list[Rollout], replaces: Replaces) -> Call:
-    return call_of(session, run, step, verify_data(session, run.round, step, group), replaces=replaces)
+    data = handed(session, run.round, step, group, said_before(session, run.round, step))
+    return call_of(session, run, step, data, replaces=replaces)
 
 
 def _rest_on(session: Session, round: int, step: Step) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from strop.core.execute import PluginRef, run_plugin, task_for
+from strop.core.execute import PluginRef, task_for, verify
 from strop.core.finish import Stamp, finish
 from strop.core.seeds import derive
 from strop.core.subjects import Given
@@ -20,7 +20,7 @@ from strop.core.verdicts import values, verdicts
 from strop.storage.errors import PluginError
 from strop.storage.tables import Problem, Rollout, Score
 
-HANDLES = frozenset({"rollouts", "problems", "tasks", "scores", "seed", "round"})
+HANDLES = frozenset({"rollout", "problem", "rollouts", "problems", "tasks", "scores", "seed", "round"})
 """What a verifier may ask for here: there is no policy, so no engine."""
 
 
@@ -65,7 +65,8 @@ class Reward:
                 raise PluginError(f"verify plugin {plugin.name!r} needs {', '.join(absent)}: it cannot run elsewhere")
         wanted = {name for plugin, _ in self._plugins for name in plugin.mark.handles}
         tasks = [_ref("task", settings, folder) for settings in found["tasks"]] if "tasks" in wanted else []
-        self._tasks = {ref.name: task_for(ref, found["task_seed"]) for ref in tasks}
+        self._task_refs, self._task_seed = tasks, found["task_seed"]
+        self._tasks = {ref.name: task_for(ref, self._task_seed) for ref in tasks}
 
     def __call__(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Judged]:
         """Judge completions, each of the problem at its place."""
@@ -77,9 +78,9 @@ class Reward:
         by_id = {problem.problem_id: problem for problem in asked}
         given = Given({p.problem_id: p.task for p in asked}, {r.rollout_id: r.problem_id for r in rollouts})
         scores: list[Score] = []
-        for ref, (plugin, config) in zip(self._verify, self._plugins, strict=True):
+        for ref, (plugin, _) in zip(self._verify, self._plugins, strict=True):
             handles = {"rollouts": rollouts, "problems": by_id, "tasks": self._tasks, "scores": list(scores)}
-            rows = run_plugin(plugin, config, {**handles, "seed": 0, "round": 1})
+            rows = verify(ref, {**handles, "seed": 0, "round": 1}, self._task_refs, self._task_seed)
             where = Stamp("", 1, 1, ref.name, given=given)
             finished = finish(rows, where, allowed=(Score,), plugin=plugin)["scores"]
             scores += [row for row in finished if isinstance(row, Score) and row.subject_kind == "rollout"]

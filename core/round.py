@@ -25,6 +25,7 @@ from strop.core.reuse_step import reuse_step
 from strop.core.session import Session
 from strop.core.steps import plugin_step
 from strop.core.training import train_step
+from strop.core.verifying import followers, generate_step, verify_step
 from strop.core.workers import PRELOAD, Workers
 from strop.storage.errors import StageError
 from strop.storage.lake import Lake, open_lake
@@ -35,6 +36,8 @@ __all__ = ["Event", "OnEvent", "RunSummary", "StepResult", "run_loop"]
 
 CallStep = Callable[[str, int, Callable[[], StepResult]], StepResult]
 KINDS = {"train": train_step, "gate": gate_step, "control": control_step}
+SHARDED = {"generate": generate_step, "verify": verify_step}
+"""Kinds whose shards the verify stages behind them may begin on."""
 
 
 def named(call: CallStep, label: str, round: int, step: Callable[[], StepResult]) -> StepResult:
@@ -102,7 +105,7 @@ def run_loop(
             )
             return summary
         finally:
-            session.workers.release()
+            session.release()
 
 
 def _prepare(session: Session, wanted: Sequence[str], call: CallStep) -> None:
@@ -119,7 +122,7 @@ def _prepare(session: Session, wanted: Sequence[str], call: CallStep) -> None:
         call("base", 0, partial(base_step, session))
     examine = [step for step in session.recipe.examine if step.label in wanted]
     for step in examine:
-        call(step.label, 0, partial(_step, session, 0, step))
+        call(step.label, 0, partial(_step, session, 0, step, examine))
     _emit_round(session, 0, started, examined=bool(examine))
 
 
@@ -128,18 +131,20 @@ def _round(session: Session, number: int, wanted: Sequence[str], call: CallStep)
     plain = session.recipe
     session.recipe = plain.override(overrides_for(session, number))
     try:
-        for step in session.recipe.round:
-            if step.label in wanted:
-                call(step.label, number, partial(_step, session, number, step))
+        steps = [step for step in session.recipe.round if step.label in wanted]
+        for step in steps:
+            call(step.label, number, partial(_step, session, number, step, steps))
     finally:
         session.recipe = plain
     _emit_round(session, number, started, examined=any(s.label in wanted for s in session.recipe.examine))
 
 
-def _step(session: Session, number: int, step: Step) -> StepResult:
+def _step(session: Session, number: int, step: Step, steps: Sequence[Step]) -> StepResult:
     shards = session.reusing.shards(number, step.label) if session.reusing else None
     if shards is not None:
         return reuse_step(session, number, step.label, shards)
+    if step.kind in SHARDED:
+        return SHARDED[step.kind](session, number, step, followers(steps, step))
     return KINDS.get(step.kind, plugin_step)(session, number, step)
 
 
@@ -177,7 +182,11 @@ def session_of(recipe: Recipe, lake: Lake, run_id: str, on_event: OnEvent) -> Se
     alone = gpu or recipe.engine.plugin.mark.alone
     count = recipe.workers if isinstance(recipe.workers, int) else (1 if alone else cores)
     heavy = any(step.kind == "train" for step in recipe.round) or recipe.engine.plugin.name == "hf"
-    workers = Workers(
-        count, lake.root / "logs" / run_id, threads=max(1, cores // count), preload=PRELOAD if heavy else ()
-    )
-    return Session(recipe, lake, run_id, recipe.seed, workers, cores, on_event, ledger_of(lake, run_id))
+    preload = PRELOAD if heavy else ()
+    logs = lake.root / "logs" / run_id
+    workers = Workers(count, logs, threads=max(1, cores // count), preload=preload)
+    judging = max(1, cores - 1) if gpu else cores  # whoever feeds a GPU needs a core
+    verifiers = Workers(judging, logs / "verify", preload=preload)
+    judges = Workers(1, logs / "judge", preload=preload)
+    ledger = ledger_of(lake, run_id)
+    return Session(recipe, lake, run_id, recipe.seed, workers, verifiers, judges, cores, on_event, ledger)

@@ -6,15 +6,16 @@ import datetime
 import json
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from strop.core.events import Event, OnEvent, StepResult
-from strop.core.execute import Call, Output, execute, in_worker
+from strop.core.execute import WORKER_HANDLES, Output
 from strop.core.finish import Stamp
 from strop.core.recipe import Recipe, Step, canonical_json
+from strop.core.running import Running
 from strop.core.seeds import derive
 from strop.core.standing import standing
 from strop.core.visible import Ledger, made_by, places, read_rows, reused, rows_sql, stage_of
@@ -53,25 +54,45 @@ class Session:
     run_id: str
     seed: int
     workers: Workers
+    """Have the engine."""
+    verifiers: Workers
+    """For verifiers that need no engine, each with a shard."""
+    judges: Workers
+    """One process, for verifiers that judge one rollout at a time: it has as many judge at once as `verifiers` are."""
     cores: int
     emit: OnEvent
     ledger: Ledger = field(default_factory=dict)
     """(round, label) -> shard -> its committed row."""
     reusing: Reusing | None = None
     """What a rerun takes from other runs."""
+    running: Running = field(init=False)
     _cache: dict[tuple[Any, ...], list[Any]] = field(default_factory=dict)
 
-    def read(self, row: type[R], where: str, params: Sequence[object] = (), without: Iterable[str] = ()) -> list[R]:
-        """Rows the run sees (see `visible`), oldest first; kept until a commit touches their table.
+    def __post_init__(self) -> None:
+        self.running = Running(self)
+
+    def read(
+        self,
+        row: type[R],
+        where: str,
+        params: Sequence[object] = (),
+        without: Iterable[str] = (),
+        *,
+        keep: bool = True,
+    ) -> list[R]:
+        """Rows the run sees (see `visible`), oldest first; kept until a commit touches their table, if `keep`.
 
         By round, stage, shard and place in the shard: the order of ids would depend on the run's name.
         """
-        key = (row.TABLE, where, tuple(params), tuple(sorted(without)))
-        if key not in self._cache:
-            found = read_rows(self.lake, row, self.rows_sql(row.TABLE), where, params, without)
-            order = places(self.ledger)
-            self._cache[key] = sorted(found, key=lambda r: order.get(r.stage_run_id, (r.round, "", 0)))
-        return list(self._cache[key])  # a plugin may sort or empty what it is handed
+        key = (row.TABLE, where, tuple(map(str, params)), tuple(sorted(without)))
+        if key in self._cache:
+            return list(self._cache[key])  # a plugin may sort or empty what it is handed
+        found = read_rows(self.lake, row, self.rows_sql(row.TABLE), where, params, without)
+        order = places(self.ledger)
+        found.sort(key=lambda r: order.get(r.stage_run_id, (r.round, "", 0)))
+        if keep:
+            self._cache[key] = list(found)
+        return found
 
     def forget(self, tables: Iterable[str]) -> None:
         """Drop what was read from these tables."""
@@ -130,9 +151,12 @@ class Session:
             labels |= {s.label for s in self.recipe.round if s.split == "heldout" or s.kind == "evaluate"}
         keys = {run.key for run in self.shards(round, labels) if run.stage != step.label}
         if policy is not None:
-            made = (r for by in self.ledger.values() for r in by.values() if made_by(r) == policy.stage_run_id)
-            keys |= {r.key for r in made}
+            keys |= self.keys_of(policy)
         return sorted(keys)
+
+    def keys_of(self, policy: Policy) -> set[str]:
+        """Keys of the stage run that made a policy."""
+        return {r.key for by in self.ledger.values() for r in by.values() if made_by(r) == policy.stage_run_id}
 
     def step_seed(self, round: int, step: Step) -> int:
         """The seed handed to a step's plugin."""
@@ -209,38 +233,21 @@ class Session:
             self._cache.clear()
         self.forget([*(files or {}), *(rows or {}), "stage_runs", *(["policies"] if policy_status else [])])
 
-    def run_calls(
-        self, round: int, step: Step, calls: Sequence[tuple[StageRun, Callable[[], Call]]], total: int = 0
-    ) -> StepResult:
-        """Do the shards that are not committed yet, in workers where the plugin belongs there, and commit each."""
-        started = time.perf_counter()
-        there = self.ledger.get((round, step.label), {})
-        todo = [(run, make) for run, make in calls if run.shard not in there]
-        if not todo:
-            return self.skipped(step, round)
-        self.emit(Event("stage_start", self.run_id, round, step.label, total=total))
-        progress: dict[int, tuple[int, int]] = {}
+    def pool(self, step: Step) -> Workers:
+        """The processes a step's shards are done by: verifiers have their own, beside those of an engine."""
+        mark = step.plugin.mark
+        if step.kind != "verify" or WORKER_HANDLES & set(mark.handles):
+            return self.workers
+        return self.judges if mark.each else self.verifiers
 
-        def report(index: int, value: tuple[int, int]) -> None:
-            progress[index] = value
-            done, tokens = map(sum, zip(*progress.values(), strict=True))
-            self.emit(
-                Event("progress", self.run_id, round, step.label, done, total, tokens, time.perf_counter() - started)
-            )
+    def release(self) -> None:
+        """End everything that is at work, and every process."""
+        self.running.abandon()
+        for pool in (self.workers, self.verifiers, self.judges):
+            pool.release()
 
-        if in_worker(step.plugin):
-            names = [f"shard {run.shard + 1} of {run.shards}" for run, _ in todo if run.shards > 1]
-            outputs = self.workers.run(execute, [make() for _, make in todo], report, names)
-        else:
-            outputs = ((i, execute(make(), lambda v, i=i: report(i, v))) for i, (_, make) in enumerate(todo))  # type: ignore[misc]
-        try:
-            for index, output in outputs:
-                self._commit_output(todo[index][0], step, output)
-        except StageError as error:
-            raise StageError(f"round {round}, {step.label}: {error}") from error
-        return self.finished(step, round, started)
-
-    def _commit_output(self, run: StageRun, step: Step, output: Output) -> None:
+    def commit_output(self, run: StageRun, step: Step, output: Output) -> None:
+        """Commit what a shard's call has left."""
         rows: dict[str, list[Row]] = {}
         if output.state is not None:
             rows["plugin_state"] = [self.state_row(run, step, output.state)]
@@ -277,9 +284,9 @@ class Session:
         self.commit(run, counts={}, seconds=0.0)
         return self._result(step.label, round, 0.0, skipped=False)
 
-    def finished(self, step: Step, round: int, started: float) -> StepResult:
-        """The result of a step that has just been committed."""
-        return self._result(step.label, round, time.perf_counter() - started, skipped=False)
+    def finished(self, step: Step, round: int, started: float, ended: float = 0.0) -> StepResult:
+        """The result of a step that has been committed now, or at `ended`."""
+        return self._result(step.label, round, (ended or time.perf_counter()) - started, skipped=False)
 
     def _result(self, label: str, round: int, seconds: float, *, skipped: bool) -> StepResult:
         counts: dict[str, int] = {}

@@ -12,32 +12,39 @@ from strop.core.named_policy import named_policy
 from strop.core.pass_rates import pass_rates
 from strop.core.problems import content_key
 from strop.core.recipe import Step
+from strop.core.running import Shard
 from strop.core.seeds import derive
 from strop.core.session import Session
 from strop.core.subjects import Given
-from strop.core.visible import made_by, places, stage_of
+from strop.core.visible import made_by
 from strop.storage.tables import Context, Decision, Metric, Plan, Policy, Problem, Rollout, Score, StageRun
 
 WIDE = ("token_ids", "logps")
 """Rollout columns left out of what a plugin sees unless its mark says that it needs them."""
 
-Make = Callable[[StageRun], Call]
-
 
 def plugin_step(session: Session, round: int, step: Step) -> StepResult:
     """Run one plugin stage of a round, whatever is not committed yet."""
+    done = settled(session, round, step)
+    return done if done is not None else session.running.run(round, step, *shards_of(session, round, step))
+
+
+def settled(session: Session, round: int, step: Step) -> StepResult | None:
+    """The result of a stage that is committed, or has nothing to do; None where there is work."""
     if session.committed(round, step.label):
-        return session.skipped(step, round)
+        return session.running.result(round, step)
     if step.split == "heldout" and session.untrained(round):
         return session.nothing(round, step)  # the champion was examined in the round that made it
-    shards, total = SHARDS.get(step.kind, _whole)(session, round, step)
+    return None
+
+
+def shards_of(session: Session, round: int, step: Step) -> tuple[list[Shard], int]:
+    """The shards of a stage that is no verify stage, and how many rollouts it will make; 0 = it makes none."""
+    data, total = _generate(session, round, step) if step.kind == "generate" else _whole(session, round, step)
     samples = step.kind == "generate" or "engine" in step.plugin.mark.handles
     upstream = session.upstream(round, step, session.policy_of(round, step) if samples else None)
-    calls = []
-    for index, data in enumerate(shards):
-        run = session.stage_run(round, step, index, len(shards), upstream)
-        calls.append((run, partial(_call, session, run, step, data)))
-    return session.run_calls(round, step, calls, total)
+    runs = [session.stage_run(round, step, i, len(data), upstream) for i in range(len(data))]
+    return [Shard(step, run, partial(_call, session, run, step, d)) for run, d in zip(runs, data, strict=True)], total
 
 
 def _call(session: Session, run: StageRun, step: Step, data: Callable[[], dict[str, Any]]) -> Call:
@@ -74,6 +81,7 @@ def call_of(session: Session, run: StageRun, step: Step, data: Mapping[str, Any]
         task_seed(session),
         tuple(ref(s, folder) for s in session.recipe.round if s.kind == "verify" and s.split == "train"),
         _sampling_purpose(session, run, step),
+        session.verifiers.count,
     )
 
 
@@ -116,14 +124,15 @@ def task_seed(session: Session) -> int:
     return derive(session.seed, "task")
 
 
-Shards = tuple[list[Callable[[], dict[str, Any]]], int]
+Cut = tuple[list[Callable[[], dict[str, Any]]], int]
+"""What each shard is handed, and how many rollouts they make together."""
 
 
-def _whole(session: Session, round: int, step: Step) -> Shards:
+def _whole(session: Session, round: int, step: Step) -> Cut:
     return [partial(round_data, session, round, step)], 0
 
 
-def _generate(session: Session, round: int, step: Step) -> Shards:
+def _generate(session: Session, round: int, step: Step) -> Cut:
     plan = _plan(session, round, step)
     default = getattr(step.config, "n", 1)
     wanted = [default if row.n is None else row.n for row in plan]
@@ -156,47 +165,11 @@ def _plan_data(session: Session, step: Step, plan: list[Plan]) -> dict[str, Any]
     by_id = "context_id IN (SELECT unnest(?::BIGINT[]))"  # a re-used plan may name one of another run
     return {
         "plan": plan,
-        "problems": {p.problem_id: p for p in _problems(session, step.split) if p.problem_id in wanted},
+        "problems": {p.problem_id: p for p in problems_of(session, step.split) if p.problem_id in wanted},
         "contexts": {c.context_id: c for c in session.lake.rows(Context, by_id, [sorted(contexts)])}
         if contexts
         else {},
     }
-
-
-def _verify(session: Session, round: int, step: Step) -> Shards:
-    rollouts = rollouts_of(session, round, step)
-    return [partial(verify_data, session, round, step, g) for g in verify_groups(session, rollouts)], len(rollouts)
-
-
-def verify_groups(session: Session, rollouts: list[Rollout]) -> list[list[Rollout]]:
-    """Shards of rollouts: as many of the generator's shards together as make up eight times its size.
-
-    Rollouts of one policy only, as a verifier may ask for the engine that wrote them.
-    """
-    by_run: dict[int, list[Rollout]] = {}
-    for row in rollouts:
-        by_run.setdefault(row.stage_run_id, []).append(row)
-    order = places(session.ledger)
-    groups: list[list[Rollout]] = [[]]
-    for _, members in sorted(by_run.items(), key=lambda item: order[item[0]]):
-        full = len(groups[-1]) >= 8 * session.recipe.shard_rollouts
-        if full or (groups[-1] and groups[-1][0].policy_id != members[0].policy_id):
-            groups.append([])
-        groups[-1].extend(members)
-    return groups
-
-
-def verify_data(session: Session, round: int, step: Step, rollouts: list[Rollout]) -> dict[str, Any]:
-    """What a verify stage is handed for these rollouts."""
-    wanted = {row.problem_id for row in rollouts}
-    ids = {row.rollout_id for row in rollouts}
-    found: dict[str, Any] = {
-        "rollouts": rollouts,
-        "problems": {p.problem_id: p for p in _problems(session, step.split) if p.problem_id in wanted},
-    }
-    if "scores" in step.plugin.mark.handles:
-        found["scores"] = [s for s in _scores(session, round, step) if s.subject_id in ids]
-    return found
 
 
 def round_data(session: Session, round: int, step: Step) -> dict[str, Any]:
@@ -210,7 +183,7 @@ def round_data(session: Session, round: int, step: Step) -> dict[str, Any]:
     if "decisions" in wanted:
         found["decisions"] = session.read(Decision, "round = ? AND subject_kind = 'rollout'", [round])
     if "problems" in wanted:
-        problems = _problems(session, step.split, before=round)
+        problems = problems_of(session, step.split, before=round)
         by_list = step.kind in {"select", "synthesize"}
         found["problems"] = problems if by_list else {p.problem_id: p for p in problems}
     if "pass_rates" in wanted:
@@ -231,27 +204,25 @@ def library(session: Session) -> list[Context]:
     return [c for c in versions if c.context_id not in replaced and c.op != "delete"]
 
 
-def _problems(session: Session, split: str, before: int | None = None) -> list[Problem]:
+def problems_of(session: Session, split: str, before: int | None = None) -> list[Problem]:
+    """The active problems of a split; those of earlier rounds alone, and of round 0, where `before` is one."""
     found = session.read(Problem, "split = ? AND status = 'active'", [split])
     return found if before is None else [p for p in found if p.round < before or p.round == 0]
 
 
-def rollouts_of(session: Session, round: int, step: Step) -> list[Rollout]:
-    """The rollouts a stage of the round looks at: in training, or of the policy that is examined."""
+def rollouts_of(session: Session, round: int, step: Step, of: StageRun | None = None) -> list[Rollout]:
+    """The rollouts a stage of the round looks at: in training, or of the policy that is examined; of one shard only."""
     without = [column for column in WIDE if column not in step.plugin.mark.needs]
     where, params = "round = ? AND split = ?", [round, step.split]
     if step.split == "heldout":
         where, params = f"{where} AND policy_id = ?", [*params, session.candidate(round).policy_id]
-    return session.read(Rollout, where, params, without)
+    if of is not None:
+        where, params = f"{where} AND stage_run_id = ?", [*params, made_by(of)]
+    return session.read(Rollout, where, params, without, keep=of is None)
 
 
 def _scores(session: Session, round: int, step: Step) -> list[Score]:
-    """What was said of the split's rollouts; for a verify stage, by the stages before it."""
-    steps = (*session.recipe.round, *session.recipe.examine)
-    before = steps[: next((i for i, s in enumerate(steps) if s.label == stage_of(step.label)), None)]
-    labels = {s.label for s in before if s.kind in {"verify", "generate"} and s.split == step.split}
+    """What was said of the split's rollouts."""
+    labels = {s.label for s in session.recipe.round if s.kind in {"verify", "generate"} and s.split == step.split}
     runs = {made_by(run) for run in session.shards(round, labels)}
     return [s for s in session.read(Score, "round = ?", [round]) if s.stage_run_id in runs]
-
-
-SHARDS: dict[str, Callable[[Session, int, Step], Shards]] = {"generate": _generate, "verify": _verify}

@@ -48,6 +48,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
         return session.finished(step, round, started)
     session.workers.release()  # and their engines: training finds the memory free
+    session.verifiers.release()
     try:
         result = _in_own_process(session, _job(session, run, step, config, init, reference, table, work), round, step)
     except StageError as error:

@@ -16,15 +16,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from strop.core.failures import LESS_MEMORY, what_failed
+from strop.core.jobs import Job, Jobs, Work, given
 from strop.storage.errors import StageError, StropError
-
-Job = Callable[[Any, Callable[[Any], None]], Any]
-"""A module-level function job(argument, report) -> result; `report` sends progress to the parent."""
 
 PRELOAD = ("strop.core.preload",)
 GRACE_S = 5.0
@@ -42,44 +41,35 @@ class Workers:
         self._log_dir = log_dir
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
 
     def run(
         self,
-        job: Job,
+        work: Work,
         arguments: Sequence[Any],
         on_report: Callable[[int, Any], None] | None = None,
         names: Sequence[str] = (),
     ) -> Iterator[tuple[int, Any]]:
-        """Run the job for every argument; yields (index, result) as they finish, in any order.
+        """Do the work for every argument; yields (index, result) as they finish, in any order.
 
-        Raises the job's own StropError, or StageError when it raised something else or its worker died; a StageError
+        Raises the work's own StropError, or StageError when it raised something else or its worker died; a StageError
         begins with the name of its argument, where `names` has one for each.
         """
-        waiting = list(enumerate(arguments))[::-1]
-        busy: dict[Connection, tuple[_Worker, int]] = {}
+        jobs = Jobs()
+        index_of = {}
+        for i, argument in enumerate(arguments):
+            told = None if on_report is None else partial(on_report, i)
+            job = Job(self, work, partial(given, argument), names[i] if names else "", told)
+            index_of[job] = i
+            jobs.add(job)
         try:
-            while waiting or busy:
-                while waiting and len(busy) < self.count:
-                    index, argument = waiting.pop()
-                    worker = self._idle({w for w, _ in busy.values()})
-                    worker.send(job, argument)
-                    busy[worker.connection] = (worker, index)
-                for connection in wait(list(busy)):
-                    assert isinstance(connection, Connection)
-                    worker, index = busy[connection]
-                    kind, value = worker.receive()
-                    if kind == "report":
-                        if on_report is not None:
-                            on_report(index, value)
-                        continue
-                    del busy[connection]
-                    if kind == "error":
-                        raise StageError(f"{names[index]}: {value}") if names and type(value) is StageError else value
-                    yield index, value
+            while jobs:
+                done = jobs.next()
+                if done.error is not None:
+                    raise done.error
+                yield index_of[done.job], done.result
         finally:
-            if busy:  # an error or an interrupt: what is still at work has nobody to report to
-                self.release()
+            jobs.abandon()
 
     def release(self) -> None:
         """End every worker: TERM, then KILL. Their memory is free when this returns."""
@@ -87,18 +77,22 @@ class Workers:
         for worker in workers:
             worker.stop()
 
-    def _idle(self, busy: set[_Worker]) -> _Worker:
-        """A worker that lives and has nothing to do: one may have been killed while it had nothing to do."""
+    def idle(self, busy: set[Worker]) -> Worker | None:
+        """A worker that lives and has nothing to do, None when all have: one may have been killed meanwhile."""
         self._workers = [worker for worker in self._workers if worker in busy or worker.process.is_alive()]
         for worker in self._workers:
             if worker not in busy:
                 return worker
-        worker = _Worker(self._context, self._log_dir / f"worker-{len(self._workers)}.log", self.threads)
+        if len(self._workers) >= self.count:
+            return None
+        worker = Worker(self._context, self._log_dir / f"worker-{len(self._workers)}.log", self.threads)
         self._workers.append(worker)
         return worker
 
 
-class _Worker:
+class Worker:
+    """One process and the pipe to it."""
+
     def __init__(self, context: Any, log: Path, threads: int) -> None:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -110,10 +104,12 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def send(self, job: Job, argument: Any) -> None:
-        self.connection.send((job, argument))
+    def send(self, work: Work, argument: Any) -> None:
+        """Begin a job."""
+        self.connection.send((work, argument))
 
     def receive(self) -> tuple[str, Any]:
+        """What comes next of it: ('report', value), ('done', result) or ('error', why)."""
         try:
             message: tuple[str, Any] = self.connection.recv()
             return message
@@ -125,6 +121,7 @@ class _Worker:
             return "error", StageError(f"a worker process ended {how}{hint}; its output: {self.log}")
 
     def stop(self) -> None:
+        """End it."""
         self.process.terminate()  # before its pipe ends: an exit under way would be cut short
         self.process.join(GRACE_S)
         if self.process.is_alive():
@@ -170,12 +167,12 @@ def _answer(connection: Connection) -> tuple[str, Any]:
         connection.send(("report", value))
 
     try:
-        job, argument = connection.recv()
-        return "done", job(argument, report)
+        work, argument = connection.recv()
+        return "done", work(argument, report)
     except (EOFError, BrokenPipeError, ConnectionError):
         raise
     except StropError as error:
-        return "error", _portable(error)
+        return "error", portable(error)
     except Exception as error:
         with contextlib.suppress(OSError):  # the log is on the same disk, which may be full
             traceback.print_exc()
@@ -183,7 +180,8 @@ def _answer(connection: Connection) -> tuple[str, Any]:
         return "error", StageError(what_failed(error))
 
 
-def _portable(error: StropError) -> StropError:
+def portable(error: StropError) -> StropError:
+    """The error as it can be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -49,8 +49,12 @@ def complaints(plugin: Plugin) -> list[str]:
         found.append(
             f"imports {', '.join(heavy)} at the top level: import it inside the function, so that listing stays fast"
         )
+    for module_name in plugin.mark.imports:
+        if importlib.util.find_spec(module_name.partition(".")[0]) is None:
+            found.append(f"it imports {module_name}, which is not installed")
     if plugin.stage not in {"objective", "base", "task", "engine"} and "return" not in plugin.function.__annotations__:
         returns = " or ".join(f"list[{row.__name__}]" for row in STAGES[plugin.stage].returns) or "see the stage's doc"
+        returns = "Score" if plugin.mark.each else returns
         found.append(f"the function's return is not annotated ({returns})")
     return found
 

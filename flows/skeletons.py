@@ -16,7 +16,9 @@ class Skeleton:
     imports: tuple[str, ...] = ()
     """Names from `strop.storage.tables`."""
     core: tuple[str, ...] = ()
-    """Names from `strop.core.plugin`, besides Config and stage."""
+    """Names from `strop.core.plugin`, besides that of the config's base and stage."""
+    config: str = "Config"
+    """Base of its config; a verifier that judges one rollout at a time has limits."""
     field: str = 'note: str = ""'
     field_doc: str = "What this setting does; rename it."
 
@@ -24,22 +26,16 @@ class Skeleton:
 SKELETONS: dict[str, Skeleton] = {
     "verify": Skeleton(
         "Passes a completion that contains the reference.",
-        ("rollouts: list[Rollout]", "problems: dict[int, Problem]"),
-        "list[Score]",
+        ("rollout: Rollout", "problem: Problem"),
+        "Score",
         """
-scores = []
-for rollout in rollouts:
-    reference = problems[rollout.problem_id].reference
-    if reference is None:
-        scores.append(Score(subject_id=rollout.rollout_id, verdict="error", value=None, reason="no reference"))
-        continue
-    text = rollout.completion if config.case_sensitive else rollout.completion.lower()
-    passed = (reference if config.case_sensitive else reference.lower()) in text
-    scores.append(
-        Score(subject_id=rollout.rollout_id, verdict="pass" if passed else "fail", value=float(passed))
-    )
-return scores""",
+if problem.reference is None:
+    return Score(subject_id=rollout.rollout_id, verdict="error", value=None, reason="no reference")
+text = rollout.completion if config.case_sensitive else rollout.completion.lower()
+passed = (problem.reference if config.case_sensitive else problem.reference.lower()) in text
+return Score(subject_id=rollout.rollout_id, verdict="pass" if passed else "fail", value=float(passed))""",
         ("Problem", "Rollout", "Score"),
+        config="PerRollout",
         field="case_sensitive: bool = True",
         field_doc="Whether upper and lower case differ.",
     ),

@@ -37,11 +37,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from strop.core.plugin import Config, stage
+from strop.core.plugin import PerRollout, stage
 from strop.storage.tables import Problem, Rollout, Score
 
 
-class NearMatch(Config):
+class NearMatch(PerRollout):
     """Settings of `near_match`."""
 
     tolerance: Annotated[float, Field(ge=0)] = 1e-6
@@ -49,13 +49,8 @@ class NearMatch(Config):
 
 
 @stage("verify", version="1")
-def near_match(config: NearMatch, *, rollouts: list[Rollout], problems: dict[int, Problem]) -> list[Score]:
-    """One score a rollout. A problem without a number as its reference is an error, never a zero."""
-    return [judge(config, rollout, problems[rollout.problem_id]) for rollout in rollouts]
-
-
-def judge(config: NearMatch, rollout: Rollout, problem: Problem) -> Score:
-    """The verdict on one completion."""
+def near_match(config: NearMatch, *, rollout: Rollout, problem: Problem) -> Score:
+    """The verdict on one completion. A problem without a number as its reference is an error, never a zero."""
     reference = number(problem.reference or "")
     if reference is None:
         reason = f"the reference is not a number: {problem.reference!r}"
@@ -91,7 +86,7 @@ HERE = Path(__file__).parent
 def verdict(completion, reference="10", finish_reason="stop", tolerance=0.0):
     rollout = Rollout(rollout_id=1, problem_id=7, completion=completion, finish_reason=finish_reason)
     problem = Problem(problem_id=7, prompt="3+8-1=", reference=reference)
-    return mine.near_match(mine.NearMatch(tolerance=tolerance), rollouts=[rollout], problems={7: problem})[0]
+    return mine.near_match(mine.NearMatch(tolerance=tolerance), rollout=rollout, problem=problem)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 $imports
 
-class $class_name(Config):
+class $class_name($config):
     """Settings of `$name`."""
 
     $field
@@ -59,7 +59,7 @@ def plugin_files(stage: str, name: str) -> dict[str, str]:
     class_name = "".join(word.capitalize() for word in name.split("_"))
     standard = EXTRA_IMPORTS.get(stage, ())
     first = [ENGINE_IMPORTS[stage]] if stage in ENGINE_IMPORTS else []
-    first.append(f"from strop.core.plugin import {', '.join(sorted(['Config', *part.core, 'stage'], key=_case))}")
+    first.append(f"from strop.core.plugin import {', '.join(sorted([part.config, *part.core, 'stage'], key=_case))}")
     if part.imports:
         first.append(f"from strop.storage.tables import {', '.join(part.imports)}")
     imports = "\n".join([*standard, *([""] if standard else []), *sorted(first)])
@@ -70,6 +70,7 @@ def plugin_files(stage: str, name: str) -> dict[str, str]:
         idea=part.idea,
         imports=imports + "\n",
         class_name=class_name,
+        config=part.config,
         name=name,
         field=part.field,
         field_doc=part.field_doc,

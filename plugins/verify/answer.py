@@ -7,17 +7,15 @@ Numbers are equal as numbers (`1,000`, `1000.0`; `1/2`, `.5`), all else as text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pydantic import field_validator
 
-from strop.core.plugin import Config, stage
+from strop.core.plugin import PerRollout, stage
 from strop.plugins.verify._answers import extractor, marked, same
 from strop.plugins.verify._verdict import failed, passed, unfit, unknown
 from strop.storage.tables import Problem, Rollout, Score
 
 
-class Answer(Config):
+class Answer(PerRollout):
     """Where the answer is, and what counts as equal."""
 
     extract: str = "auto"
@@ -36,21 +34,17 @@ class Answer(Config):
 
 
 @stage("verify")
-def answer(config: Answer, *, rollouts: list[Rollout], problems: dict[int, Problem]) -> list[Score]:
-    """One score a rollout, in their order."""
-    extract = extractor(config.extract)
-    return [_judged(config, extract, rollout, problems[rollout.problem_id].reference) for rollout in rollouts]
-
-
-def _judged(config: Answer, extract: Callable[[str], str | None], rollout: Rollout, reference: str | None) -> Score:
-    if reference is None:
+def answer(config: Answer, *, rollout: Rollout, problem: Problem) -> Score:
+    """The first answer there is decides; without one the completion fails."""
+    if problem.reference is None:
         return unknown(rollout, "the problem has no reference to compare with")
     score = unfit(rollout, allow_truncated=config.allow_truncated)
     if score is not None:
         return score
-    found = extract(rollout.completion)
+    found = extractor(config.extract)(rollout.completion)
     if not found:
         return failed(rollout, f"no answer found (extract: {config.extract})")
-    if same(found, marked(reference), ignore_case=config.ignore_case):
+    expected = marked(problem.reference)
+    if same(found, expected, ignore_case=config.ignore_case):
         return passed(rollout, found)
-    return failed(rollout, f"expected {marked(reference)}, got {found}", found)
+    return failed(rollout, f"expected {expected}, got {found}", found)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from strop.core.plugin import Config, Task, stage
-from strop.plugins.verify._verdict import unfit, unknown
+from strop.core.plugin import PerRollout, Task, stage
+from strop.plugins.verify._verdict import unfit
 from strop.storage.errors import PluginError, did_you_mean
 from strop.storage.tables import Problem, Rollout, Score
 
 
-class Own(Config):
+class Own(PerRollout):
     """What is judged."""
 
     allow_truncated: bool = False
@@ -21,15 +21,11 @@ class Own(Config):
 
 
 @stage("verify")
-def own(config: Own, *, rollouts: list[Rollout], problems: dict[int, Problem], tasks: dict[str, Task]) -> list[Score]:
-    """One score a rollout, in their order. A scorer that raises gives the verdict 'error' with what it raised.
+def own(config: Own, *, rollout: Rollout, problem: Problem, tasks: dict[str, Task]) -> Score:
+    """What the scorer says; where it raises, the verdict is 'error' as in every verifier of single rollouts.
 
-    Raises PluginError when a task has no scorer, or its scorer returns something else than a score.
+    Raises PluginError when the task has no scorer, or its scorer returns something else than a score.
     """
-    return [_judged(config, rollout, problems[rollout.problem_id], tasks) for rollout in rollouts]
-
-
-def _judged(config: Own, rollout: Rollout, problem: Problem, tasks: dict[str, Task]) -> Score:
     if problem.task not in tasks:
         raise PluginError(f"no task {problem.task!r} in the recipe{did_you_mean(problem.task, tasks)}")
     scorer = tasks[problem.task].score
@@ -40,11 +36,10 @@ def _judged(config: Own, rollout: Rollout, problem: Problem, tasks: dict[str, Ta
         )
     score = unfit(rollout, allow_truncated=config.allow_truncated)
     if score is not None:
-        return score
-    try:
-        score = scorer(problem, rollout.completion)
-    except Exception as error:
-        return unknown(rollout, f"the scorer failed: {type(error).__name__}: {error}")
+        return dataclasses.replace(
+            score, subject_kind="rollout", subject_id=rollout.rollout_id, problem_id=rollout.problem_id
+        )
+    score = scorer(problem, rollout.completion)
     if not isinstance(score, Score):
         raise PluginError(f"the scorer of task {problem.task!r} must return a Score, it returned {score!r}")
     return dataclasses.replace(

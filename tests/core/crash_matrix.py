@@ -36,7 +36,7 @@ from strop.storage.lake import open_lake
 from strop.storage.place import Place
 
 RUN = "crashing"
-MERGE_EVERY = 16
+MERGE_EVERY = 18
 """Commits between two merges of small files, so that a short run has some."""
 STATUS = re.compile("'(candidate|champion|retired|rejected)'")
 

@@ -28,6 +28,7 @@ HERE = {
     "base": ("strop.core.prepare", "_made"),
     "base moved in": ("strop.core.prepare", "adopt"),
     "plugin": ("strop.core.execute", "run_plugin"),
+    "rollouts handed": ("strop.core.verifying", "handed"),
     "gate": ("strop.core.gating", "run_plugin"),
     "controller": ("strop.core.control", "run_plugin"),
     "examples file": ("strop.core.training", "write_examples"),
@@ -53,6 +54,7 @@ IN_WORKER = {
     "shard": ("strop.core.execute", "execute"),
     "report": ("", "report"),
     "engine": ("strop.core.execute", "engine_for"),
+    "verdicts": ("strop.core.execute", "verify"),
     "rows finished": ("strop.core.execute", "finish"),
     "staged file": ("strop.storage.parquet", "write_table"),
     "staged bytes": ("strop.storage.parquet", "_encode"),
@@ -171,12 +173,12 @@ def arm(point: Point, *, full: bool = False) -> Callable[[str, int, Callable[[],
     elif point.what in _SQL:
         sqlite3.connect = partial(sqlite3.connect, factory=_watched(trap))  # type: ignore[assignment]
     elif point.what in IN_WORKER:
-        send = workers._Worker.send
+        send = workers.Worker.send
 
         def armed(self: Any, job: Any, argument: Any) -> None:
             send(self, in_worker, (job, argument, point, full)) if trap.armed else send(self, job, argument)
 
-        workers._Worker.send = armed  # type: ignore[method-assign]
+        workers.Worker.send = armed  # type: ignore[method-assign]
 
     def call(label: str, round: int, step: Callable[[], Any]) -> Any:
         trap.enter(round, label)

@@ -245,7 +245,9 @@ def broken(config: Broken, *, rollouts):
 
 def test_a_bad_plugin_stops_the_run_and_the_rollouts_before_it_stay(recipe_with, tmp_path):
     path = recipe_with("- verify: answer", "- verify: ./mine.py:broken", BROKEN)
-    with pytest.raises(StageError, match=r"heldout\.verify: verify plugin 'broken' failed: ZeroDivisionError"):
+    with pytest.raises(
+        StageError, match=r"heldout\.verify: shard . of 2: verify plugin 'broken' failed: ZeroDivisionError"
+    ):
         run_loop(load(str(path)), lake=tmp_path / "lake", run_id="broken")
     with open_lake(tmp_path / "lake", read_only=True) as lake:
         assert lake.rows(Rollout, "split = 'heldout'", without=["token_ids", "logps"])

@@ -23,5 +23,8 @@ def test_a_run_killed_under_an_older_version_ends_like_one_that_was_not(version,
     summary = tiny.run(load(str(folder / "tiny.yaml")), folder, run_id="halfway")
     assert summary.rounds == 3
     whole = content(folder / "lake", without_run=True, run_id="whole")
-    assert content(folder / "lake", without_run=True, run_id="halfway") == whole
+    after = content(folder / "lake", without_run=True, run_id="halfway")
     assert len(before["stage_runs"]) < len(whole["stage_runs"])
+    for rows in (after, whole):  # then a verify stage was cut into other shards, and its plugins had fewer settings
+        rows["stage_runs"] = [row for row in rows["stage_runs"] if "'verify'" not in row]
+    assert after == whole

@@ -8,10 +8,12 @@ from typing import Any
 
 import yaml
 
-from strop.core import prepare, round, training
+from strop.core import prepare, round, running, training
+from strop.core.jobs import Done, Job, Jobs
 from strop.core.recipe import Recipe, load
 from strop.core.round import run_loop
 from strop.core.trainer.job import TrainJob, TrainResult
+from strop.storage.errors import StropError
 
 PLUGINS = '''
 """What the tests' loops are made of."""
@@ -86,6 +88,35 @@ class Inline:
         """Nothing to end."""
 
 
+class InlineJobs(Jobs):
+    """In place of `Jobs`: one after the other in this process, in the order that `which` picks from how many wait."""
+
+    which = staticmethod(lambda waiting: 0)
+
+    def __init__(self) -> None:
+        self.waiting: list[Job] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting)
+
+    def add(self, job: Job) -> None:
+        self.waiting.append(job)
+
+    def drop(self) -> list[Job]:
+        dropped, self.waiting = self.waiting, []
+        return dropped
+
+    def next(self) -> Done:
+        job = self.waiting.pop(self.which(len(self.waiting)))
+        try:
+            return Done(job, job.work(job.argument(), job.on_report or (lambda value: None)))
+        except StropError as error:
+            return Done(job, error=error)
+
+    def abandon(self) -> None:
+        self.waiting = []
+
+
 def write(folder: Path, stages: Any = ROUND, plugins: str = "", **top: Any) -> Recipe:
     """A recipe of these stages, with further plugins in the same local file."""
     folder.mkdir(exist_ok=True, parents=True)
@@ -121,6 +152,7 @@ def inline(monkeypatch: Any) -> None:
     """No process but this one."""
     for module in (round, prepare):
         monkeypatch.setattr(module, "Workers", Inline)
+    monkeypatch.setattr(running, "Jobs", InlineJobs)
     monkeypatch.setattr(training, "_in_own_process", _trained)
 
 

@@ -42,7 +42,7 @@ def test_new_writes_a_plugin_once(
 
 BAD = """
 import vllm
-from strop.core.plugin import Config, stage
+from strop.core.plugin import Config, PerRollout, stage
 
 class Bad(Config):
     cutoff: float = 1.0
@@ -50,6 +50,13 @@ class Bad(Config):
 @stage("verify")
 def bad(config: Bad, *, rollouts):
     return []
+
+class Worse(PerRollout):
+    pass
+
+@stage("verify", imports=["no_such_module"])
+def worse(config: Worse, *, rollout):
+    return None
 """
 
 
@@ -62,6 +69,11 @@ def test_check_says_everything_that_breaks_the_contract(tmp_path: Path, monkeypa
         "setting 'cutoff' has no docstring under it",
         "imports vllm at the top level",
         "the function's return is not annotated (list[Score])",
+    ]
+    each = plugin_check.complaints(registry.find("verify", "./bad.py:worse", folder=tmp_path))
+    assert each[-2:] == [
+        "it imports no_such_module, which is not installed",
+        "the function's return is not annotated (Score)",
     ]
 
 

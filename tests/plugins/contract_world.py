@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from plugin_rows import called
+
 from strop.core.engine import NamedPolicy
 from strop.core.plugin import Examined, PassRate
 from strop.core.problems import problem_key
@@ -50,7 +52,7 @@ def world() -> dict[str, Any]:
     engine = engine_that_knows(problems)
     rollouts = sampled(plan, problems, engine)
     judge = find("verify", "answer")
-    scores = judge.call(judge.configure({}), {"rollouts": rollouts, "problems": problems})
+    scores = called(judge, judge.configure({}), {"rollouts": rollouts, "problems": problems})
     scores = [dataclasses.replace(s, score_id=1 + i, scorer="answer", scorer_version="1") for i, s in enumerate(scores)]
     assert {s.verdict for s in scores} == {"pass", "fail"}
     rates = pass_rates(scores)

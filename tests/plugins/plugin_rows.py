@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from strop.core.plugin import PassRate
+from strop.core.plugin import Config, PassRate
 from strop.core.problems import problem_key
-from strop.core.registry import find
+from strop.core.registry import Plugin, find
 from strop.storage.tables import Decision, Problem, Rollout, Score
 
 
@@ -68,4 +68,12 @@ def use(stage: str, name: str, **config: Any) -> Callable[..., Any]:
     """The plugin with its config bound, called with handles; those it does not ask for are left out."""
     plugin = find(stage, name)
     settings = plugin.configure(config)
-    return lambda **handles: plugin.call(settings, handles)
+    return lambda **handles: called(plugin, settings, handles)
+
+
+def called(plugin: Plugin, config: Config, handles: dict[str, Any]) -> Any:
+    """What it returns; a verifier of single rollouts is asked about each of `rollouts`, here and without its limits."""
+    if not plugin.mark.each:
+        return plugin.call(config, handles)
+    about = handles["problems"]
+    return [plugin.call(config, {**handles, "rollout": r, "problem": about[r.problem_id]}) for r in handles["rollouts"]]

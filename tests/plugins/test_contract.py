@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from contract_world import settings, world
+from plugin_rows import called
 from pydantic import ValidationError
 
 from strop.core.engine import Completion, Request, Sampling
@@ -52,7 +53,7 @@ def handles(plugin: Plugin, made: dict, **changes) -> dict:
 
 def run(plugin: Plugin, given: dict, tmp_path) -> list[Row]:
     config = plugin.configure(settings(plugin.stage, plugin.name, tmp_path))
-    result = plugin.call(config, given)
+    result = called(plugin, config, given)
     return list(result.rows if isinstance(result, Returned) else result)
 
 
