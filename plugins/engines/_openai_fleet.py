@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from strop.plugins.engines._openai_policy import Admission, Subject, subject_of
 from strop.plugins.engines._openai_pool import Patience, Pool, Server
-from strop.plugins.engines._openai_probe import WORDS, probe
+from strop.plugins.engines._openai_probe import probe
 from strop.plugins.engines._openai_serve import Serving, check_adapter
 from strop.plugins.engines._openai_till import Till
-from strop.plugins.engines._openai_wire import Can, Wish, replies_of
+from strop.plugins.engines._openai_wire import WORDS, Can, Wish, replies_of
 from strop.storage.errors import StageError
 
 if TYPE_CHECKING:

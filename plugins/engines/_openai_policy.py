@@ -112,8 +112,8 @@ class Admission:
     def _with_weights(self, server: Server, cards: Sequence[dict[str, Any]], directory: Path) -> dict[str, Any]:
         """The card of the model whose files are those of the directory."""
         for card in cards:
-            names = [str(card[key]) for key in ("root", "id") if card.get(key)]
-            if any(name.startswith(("/", ".", "~")) and Path(name).resolve() == directory for name in names):
+            name = str(card.get("root") or card.get("id"))
+            if name.startswith(("/", ".")) and Path(name).resolve() == directory:
                 return card
         if self.started and len(cards) == 1 and not str(cards[0].get("root") or "").startswith("/"):
             return cards[0]

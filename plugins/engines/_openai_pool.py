@@ -42,6 +42,10 @@ class RefusedError(Exception):
     """The server will not have this request, now or later; the message is its own."""
 
 
+class ImpatientError(StageError):
+    """Nothing has succeeded for too long, though a server answers: either it is broken or the request is."""
+
+
 class StoppedError(Exception):
     """Another request has failed for good."""
 
@@ -148,17 +152,20 @@ class Pool:
         make: Callable[[Server], dict[str, Any]],
         read: Callable[[Any, float], R],
         *,
-        lost: Callable[[], Awaitable[None]],
+        before: Callable[[], Awaitable[None]],
+        lost: Callable[[], None],
         stop: Callable[[], bool],
     ) -> R:
         """`read(answer, seconds)` for the body that `make` gives for a server, however many tries that takes.
 
-        `lost` is told of every try that may be billed although its answer never came. Raises RefusedError for a request
-        that fails alone, StageError when none can succeed, StoppedError once `stop()` is true.
+        `before` is awaited before each try, `lost` told of one that may be billed although its answer never came.
+        Raises RefusedError for a request that fails alone, StageError when none can succeed, StoppedError once
+        `stop()` is true.
         """
         first, tries, attempts, last = time.monotonic(), 0, 0, None
         while True:
             server = await self._pick(last, stop)
+            await before()
             server.busy += 1
             try:
                 sent = time.monotonic()
@@ -166,21 +173,26 @@ class Pool:
                 found = read(answer, time.monotonic() - sent)
             except (TroubleError, MalformedError) as error:
                 trouble = error if isinstance(error, TroubleError) else TroubleError(f"{error}", billed=True)
-                tries, attempts = tries + trouble.own, attempts + 1
+                if trouble.billed:
+                    lost()
+                attempts += 1
+                tries += trouble.own and self.success_at > first  # what fails for all is not this one's fault
                 self._note(server, trouble)
-                if tries >= self.patience.retries and self.success_at > first:
+                if tries >= self.patience.retries:
                     raise RefusedError(f"given up after {tries} tries, the last at {server.url}: {trouble}") from None
             else:
-                server.failures, server.said, self.success_at, self.trouble_since = 0, "", time.monotonic(), None
+                self.well(server)
                 return found
             finally:
                 server.busy -= 1
-            self._give_up(stop)
-            if trouble.billed:
-                await lost()
+            self._impatient(ImpatientError if trouble.own else StageError)
             last = server
             if not trouble.away and trouble.wait_s is None:
                 await asyncio.sleep(backoff_s(attempts))
+
+    def well(self, server: Server) -> None:
+        """A request to it has succeeded."""
+        server.failures, server.said, self.success_at, self.trouble_since = 0, "", time.monotonic(), None
 
     async def once(
         self, server: Server, method: str, path: str, body: dict[str, Any] | None = None, *, text: bool = False
@@ -253,7 +265,7 @@ class Pool:
     async def _pick(self, last: Server | None, stop: Callable[[], bool]) -> Server:
         """The least busy server that may be asked, another than `last` where there is one; waits until there is one."""
         while True:
-            self._give_up(stop)
+            self._stopped(stop)
             ready = [s for s in self.servers if s.rests_until <= time.monotonic() and s.ended() is None]
             sure = [s for s in ready if not s.unsure]
             for server in ready:
@@ -266,6 +278,7 @@ class Pool:
             due = [s.rests_until for s in self.servers if s.ended() is None]
             if not due:
                 raise StageError("; ".join(dict.fromkeys(s.ended() or "" for s in self.servers)))
+            self._impatient(StageError)
             rest = max(0.0, min(due) - time.monotonic())
             if rest > self.patience.patience_s:
                 raise StageError(
@@ -303,14 +316,16 @@ class Pool:
         self._looks.add(task)
         task.add_done_callback(self._looks.discard)
 
-    def _give_up(self, stop: Callable[[], bool]) -> None:
+    def _stopped(self, stop: Callable[[], bool]) -> None:
         if stop():
             raise StoppedError
         if self.failure is not None:
             raise self.failure
+
+    def _impatient(self, kind: type[StageError]) -> None:
         since = self.trouble_since
         if since is not None and time.monotonic() - since > self.patience.patience_s:
-            raise StageError(f"no answer for patience_s = {self.patience.patience_s:g} s ({self._said()}); {RESUME}")
+            raise kind(f"no answer for patience_s = {self.patience.patience_s:g} s ({self._said()}); {RESUME}")
 
     def _said(self) -> str:
         return "; ".join(f"{s.url}: {s.said or s.ended() or 'nothing yet'}" for s in self.servers)

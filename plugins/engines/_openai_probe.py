@@ -8,12 +8,11 @@ from typing import Any
 
 from strop.core.engine import Sampling
 from strop.plugins.engines._openai_pool import RefusedError
-from strop.plugins.engines._openai_wire import Can, MalformedError, Wish, given_logps, replies_of, top_of
+from strop.plugins.engines._openai_wire import WORDS, Can, MalformedError, Wish, given_logps, replies_of, top_of
 from strop.storage.errors import StageError
 
 Ask = Callable[[Wish, Can, dict[str, Any]], Awaitable[Any]]
 """The answer to a wish from a server of those abilities, with further fields in the body."""
-WORDS = "1 + 1 ="
 TOP = 5
 TOLD_APART = 1e-2
 """Nats by which two log-probabilities must differ to tell one distribution from another."""

@@ -6,9 +6,26 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from strop.plugins.engines._openai_pool import Pool, Server, StoppedError
+from strop.core.engine import Sampling
+from strop.plugins.engines._openai_pool import (
+    ImpatientError,
+    Pool,
+    RefusedError,
+    Server,
+    StoppedError,
+    TroubleError,
+)
 from strop.plugins.engines._openai_purse import Purse
-from strop.plugins.engines._openai_wire import PATHS, Can, Reply, Wish, body_of
+from strop.plugins.engines._openai_wire import (
+    PATHS,
+    WORDS,
+    Can,
+    MalformedError,
+    Reply,
+    Wish,
+    body_of,
+    replies_of,
+)
 from strop.storage.errors import StageError
 
 if TYPE_CHECKING:
@@ -45,28 +62,55 @@ class Till:
         Raises StageError when the budget has no room for the request, and what `Pool.post` raises.
         """
         config, worst = self.config, self._worst(wish)
-        number = await self._reserve(worst)
+        number: int | None = None
         cost: float | None = None  # whatever ends it before its answer was read may be billed
 
-        async def lost() -> None:
+        async def before() -> None:
+            nonlocal number
+            number = await self._reserve(worst) if number is None else number
+
+        def lost() -> None:
             nonlocal number
             self._settle(number, None)
             number = None
-            number = await self._reserve(worst)
 
         def make(server: Server) -> dict[str, Any]:
             extra = {**more, **config.extra}
             return body_of(wish, model=server.model, endpoint=config.endpoint, can=can, extra=extra)
 
         try:
-            found = await pool.post(PATHS[config.endpoint], make, read, lost=lost, stop=lambda: self.fatal is not None)
+            path, stop = PATHS[config.endpoint], lambda: self.fatal is not None
+            found = await pool.post(path, make, read, before=before, lost=lost, stop=stop)
             cost = sum(self.cost(reply) or 0.0 for reply in bill(found))
             return found
+        except ImpatientError as error:
+            cost = 0.0
+            if await self._works(pool, can):
+                raise RefusedError(f"given up, as others succeed: {error}") from None
+            raise
         except Exception:
             cost = 0.0  # refused, or given up after `lost` was told of what may have cost something
             raise
         finally:
             self._settle(number, cost)
+
+    async def _works(self, pool: Pool, can: Can) -> bool:
+        """Whether a server answers a plain request of one token at once."""
+        wish = Wish(prompt=WORDS, ids=None, limit=1, seed=None, sampling=Sampling(max_tokens=1))
+        for server in pool.servers:
+            number = self.purse.reserve(self._worst(wish) or 0.0, self.config.budget)
+            cost, body = None, body_of(wish, model=server.model, endpoint=self.config.endpoint, can=can, extra={})
+            try:
+                answer = await pool.once(server, "POST", PATHS[self.config.endpoint], {**body, **self.config.extra})
+                cost = sum(self.cost(reply) or 0.0 for reply in replies_of(answer, 1))
+            except (TroubleError, MalformedError, RefusedError):
+                continue
+            finally:
+                if number is not None:
+                    self.purse.settle(number, cost)
+            pool.well(server)
+            return True
+        return False
 
     def cost(self, reply: Reply) -> float | None:
         """Price of a completion, and of the prompt where it is billed for that."""

@@ -14,6 +14,8 @@ DIALECTS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llamacpp"}
 SEEDS = (1 << 63) - 1
 OFF = -1
 """`top_k` that is understood as off by all three."""
+WORDS = "1 + 1 ="
+"""A prompt that means nothing."""
 PATHS = {"completions": "completions", "chat": "chat/completions"}
 
 

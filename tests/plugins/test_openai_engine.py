@@ -153,11 +153,12 @@ def test_what_may_pass_is_tried_again_until_every_completion_is_there(toy, engin
 def test_a_completion_depends_on_prompt_seed_and_sampling_alone(toy, engines, expected):
     server = toy()
     backwards = engines(server).sample(ASKED[::-1], SAMPLING)[::-1]
-    alone = engines(server, concurrency=1).sample([Request(prompt="2+1=", seeds=(21,))], SAMPLING)
+    single = engines(server, concurrency=1)
+    alone = [single.sample([Request(prompt="2+1=", seeds=(seed,))], SAMPLING)[0][0].text for seed in (21, 20)]
     assert texts(backwards) == expected
-    assert alone[0][0].text == expected[2][1]
+    assert alone == [expected[2][1], expected[2][0]]
     assert len({text for row in expected for text in row}) > 12
-    assert sorted(b["seed"] for b in server.bodies) == sorted([s for r in ASKED for s in r.seeds] + [21])
+    assert sorted(b["seed"] for b in server.bodies) == sorted([s for r in ASKED for s in r.seeds] + [20, 21])
 
 
 def test_while_a_server_asks_for_rest_nothing_is_sent_to_it(toy, engines):
@@ -290,12 +291,29 @@ def test_a_request_that_fails_alone_becomes_an_error_row(toy, engines):
     assert errors == [[None] * 4] * 5
 
 
+def test_a_request_that_fails_with_nothing_beside_it_becomes_an_error_row_if_the_server_is_well(toy, engines):
+    bad = lambda handler, body: body["prompt"] == "3+1=" and status(500)(handler, body)  # noqa: E731
+    found = engines(toy(misdeed=bad), patience_s=0.5, concurrency=1).sample(ASKED[2:4], SAMPLING)
+    assert [c.error for c in found[0]] == [None] * 4
+    assert all("given up, as others succeed: no answer for patience_s = 0.5 s" in c.error for c in found[1])
+    assert all("HTTP 500: not now" in c.error for c in found[1])
+
+
+def test_failures_of_all_alike_and_rests_are_not_held_against_a_request(toy, engines, expected):
+    left = iter([True] * 60 + [False] * 10**6)
+    server = toy(misdeed=lambda handler, body: next(left) and status(500)(handler, body))
+    assert texts(engines(server, retries=3).sample(ASKED, SAMPLING)) == expected
+    again = iter([True] * 40 + [False] * 10**6)
+    server = toy(misdeed=lambda h, body: body["prompt"] == "3+1=" and next(again) and status(429)(h, body))
+    assert texts(engines(server, retries=3).sample(ASKED, SAMPLING)) == expected
+
+
 def test_a_server_that_refuses_everything_stops_the_stage_with_its_words(toy, engines):
     with pytest.raises(StageError, match=r"refused 8 requests and took none, .*not now"):
         engines(toy(misdeed=status(400)), concurrency=1).sample(ASKED, SAMPLING)
-    one = once_in(24, status(400))
-    found = engines(toy(misdeed=one), concurrency=1).sample(ASKED, SAMPLING)
-    assert [c.error for row in found for c in row].count(None) == 23
+    some = toy(misdeed=lambda handler, body: body["prompt"][0] in "123" and status(400)(handler, body))
+    found = engines(some, concurrency=1).sample(ASKED, SAMPLING)
+    assert [c.error for row in found for c in row].count(None) == 12
 
 
 def test_token_ids_and_exact_log_probabilities_come_with_every_completion(toy, engines, weights):
@@ -494,6 +512,20 @@ def test_nothing_is_sampled_from_another_policy_than_the_one_asked_for(toy, engi
         assert changed.bodies == []
     finally:
         changed.stop()
+
+
+def test_after_a_broken_connection_a_server_is_asked_again_which_policy_it_has(toy, engines, weights):
+    server = toy(str(weights))
+
+    def swap(handler, body):
+        server.cards[0]["root"] = "/other/weights"
+        return hang_up(handler, body)
+
+    at_5 = iter([False] * 5 + [True] + [False] * 100)
+    server.misdeed = lambda handler, body: next(at_5) and swap(handler, body)
+    with pytest.raises(StageError, match=rf"has /other/weights, and the policy is {weights}"):
+        engines(server, weights, concurrency=1).sample(ASKED, SAMPLING)
+    assert len(server.bodies) == 6
 
 
 def adapter(folder, base):

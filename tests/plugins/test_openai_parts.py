@@ -279,13 +279,19 @@ def test_other_weights_bring_other_servers_and_adapters_do_not(weights, tmp_path
         started(adapter("three"), tmp_path)
 
 
+STUBBORN = (
+    f'{sys.executable} -c "import signal,time; signal.signal(15, signal.SIG_IGN); '
+    "print('serving', flush=True); time.sleep(60)\" {policy} {port}"
+)
+
+
 def test_a_server_does_not_outlive_an_owner_that_was_killed(tmp_path):
     script = (
         "import sys, time\nfrom strop.plugins.engines._openai_serve import Serving\n"
         "made = Serving(sys.argv[1], {'policy': 'x', 'base': 'x', 'replica': 0}, 1)\n"
         "print(made.process.pid, made.log, flush=True)\ntime.sleep(60)"
     )
-    owner = subprocess.Popen([sys.executable, "-c", script, COMMAND], stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen([sys.executable, "-c", script, STUBBORN], stdout=subprocess.PIPE, text=True)
     pid, log = owner.stdout.readline().split()
     while "serving" not in Path(log).read_text():
         time.sleep(0.02)
@@ -300,9 +306,8 @@ def test_a_server_does_not_outlive_an_owner_that_was_killed(tmp_path):
 
 
 def test_a_server_that_ignores_the_polite_signal_is_killed(tmp_path):
-    code = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-    made = Serving(f'{sys.executable} -c "{code}" {{policy}} {{port}}', {"policy": "x", "base": "x", "replica": 0}, 1)
-    while "up" not in made.log.read_text():
+    made = Serving(STUBBORN, {"policy": "x", "base": "x", "replica": 0}, 1)
+    while "serving" not in made.log.read_text():
         time.sleep(0.02)
     child = psutil.Process(made.process.pid).children()[0]
     made.close()
