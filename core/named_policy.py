@@ -27,6 +27,7 @@ def named_policy(session: Session, step: Step, rollouts: Sequence[Rollout]) -> N
             f"{step.kind} plugin {step.plugin.name!r} asks for `policy`: its config needs a setting `policy: str`"
         )
     policies = session.policies()
+    policy_id: int | None
     if name in NAMES:
         policy = {"base": policies[0], "previous": policies[-1]}.get(name) or session.champion()
         directory, found, policy_id = session.directory(policy), policy.content_hash, policy.policy_id
