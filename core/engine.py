@@ -66,6 +66,8 @@ class Completion:
     error: str | None = None
     latency_s: float | None = None
     """Of the request, where the engine makes one for each."""
+    n_tokens: int | None = None
+    """How many tokens were sampled, where `token_ids` are not known; None = as many as there are."""
     n_prompt_tokens: int | None = None
     """Tokens of the prompt that this completion is billed for, where the engine is billed."""
     cost: float | None = None

@@ -292,6 +292,7 @@ class OpenaiEngine:
             finish_reason=finish if error is None else "error",
             error=error,
             latency_s=reply.latency_s,
+            n_tokens=None if ids else reply.tokens,
             n_prompt_tokens=reply.prompt_tokens,
             cost=self.till.cost(reply),
         )

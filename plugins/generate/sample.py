@@ -64,7 +64,7 @@ def sample(
         for i, request, made in zip(here, requests, completions, strict=True):
             found[i] = [_rollout(settings, plan[i], request, j, c, engine.name) for j, c in enumerate(made)]
             done += len(made)
-            tokens += sum(len(c.token_ids) for c in made)
+            tokens += sum(len(c.token_ids) if c.n_tokens is None else c.n_tokens for c in made)
     return [rollout for rollouts in found for rollout in rollouts]
 
 
@@ -112,7 +112,7 @@ def _rollout(config: Sample, row: Plan, request: Request, i: int, found: Complet
         sample_index=i,
         prompt=request.prompt,
         completion=found.text,
-        n_tokens=len(found.token_ids),
+        n_tokens=len(found.token_ids) if found.n_tokens is None else found.n_tokens,
         token_ids=found.token_ids,
         logps=found.logps,
         entropy=found.entropy,
