@@ -68,7 +68,7 @@ def test_check_says_everything_that_breaks_the_contract(tmp_path: Path, monkeypa
         "the module has no docstring",
         "setting 'cutoff' has no docstring under it",
         "imports vllm at the top level",
-        "the function's return is not annotated (list[Score])",
+        "the function's return is not annotated (list[Score] or list[TokenLogps])",
     ]
     each = plugin_check.complaints(registry.find("verify", "./bad.py:worse", folder=tmp_path))
     assert each[-2:] == [
