@@ -7,7 +7,7 @@ import trainer_tiny
 from rerun_tools import query, rerun, rows
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from strop.core import prepare, round, training
+from strop.core import training
 from strop.core.trainer import reference
 from strop.core.trainer.train import train
 from strop.storage.tables import Policy, TokenLogps
@@ -40,8 +40,7 @@ def computed(monkeypatch):
     """The items that a reference was asked about, training by training."""
     found = []
     original = reference.reference_logps
-    for module in (round, prepare):
-        monkeypatch.setattr(module, "Workers", tiny_run.Inline)
+    tiny_run.inline(monkeypatch)
     monkeypatch.setattr(training, "_in_own_process", lambda session, job, at, step: train(job))
 
     def counted(items, *arguments, **named):
