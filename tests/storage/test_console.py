@@ -290,12 +290,12 @@ def test_a_query_cancelled_from_another_thread_says_so_and_the_console_goes_on(l
 
 def test_the_time_of_all_fetches_counts_together() -> None:
     over = threading.Event()
-    patience = Patience(0.3, over.set, None)
+    patience = Patience(1.0, over.set, None)
     with patience.spending():
-        time.sleep(0.2)
-    time.sleep(0.2)
+        time.sleep(0.1)
+    time.sleep(1.0)
     assert not over.is_set()
     with patience.spending(), patience.spending():
-        assert over.wait(0.2)
+        assert over.wait(10)
     assert patience.is_over
-    assert 0.3 <= patience.spent_s < 0.4
+    assert 1.0 <= patience.spent_s < 5
