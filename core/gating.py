@@ -79,6 +79,14 @@ def rolled_back(session: Session, policy: Policy) -> bool:
     return any(d.action == "roll_back" for d in session.read(Decision, "subject_id = ?", [policy.policy_id]))
 
 
+def policy_called(session: Session, which: str) -> Policy:
+    """The policy that a setting calls base, previous or champion; one that was rolled back is nobody's start."""
+    policies = session.policies()
+    if which == "base":
+        return policies[0]
+    return session.champion() if which == "champion" or rolled_back(session, policies[-1]) else policies[-1]
+
+
 def stopped(session: Session) -> str | None:
     """The reason a gate gave for ending the run, if one did."""
     found = session.read(Decision, "subject_kind = 'policy' AND action = 'stop'")

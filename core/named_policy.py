@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from strop.core.engine import NamedPolicy
+from strop.core.gating import policy_called
 from strop.core.recipe import Step
 from strop.core.session import Session
 from strop.storage.checkpoints import hash_directory
@@ -26,10 +27,9 @@ def named_policy(session: Session, step: Step, rollouts: Sequence[Rollout]) -> N
         raise PluginError(
             f"{step.kind} plugin {step.plugin.name!r} asks for `policy`: its config needs a setting `policy: str`"
         )
-    policies = session.policies()
     policy_id: int | None
     if name in NAMES:
-        policy = {"base": policies[0], "previous": policies[-1]}.get(name) or session.champion()
+        policy = policy_called(session, name)
         directory, found, policy_id = session.directory(policy), policy.content_hash, policy.policy_id
     else:
         directory = Path(name).expanduser()
@@ -40,7 +40,7 @@ def named_policy(session: Session, step: Step, rollouts: Sequence[Rollout]) -> N
             )
         directory = directory.resolve()
         found = _hash_of(directory)
-        policy_id = next((policy.policy_id for policy in policies if policy.content_hash == found), None)
+        policy_id = next((policy.policy_id for policy in session.policies() if policy.content_hash == found), None)
     known = dict(session.lake.query(KNOWN, [found, [rollout.rollout_id for rollout in rollouts]]))
     return NamedPolicy(directory, found, policy_id, known)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strop.core.events import Event, StepResult
-from strop.core.gating import rolled_back
+from strop.core.gating import policy_called
 from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
 from strop.core.trainer.config import Train
@@ -34,10 +34,10 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     started = time.perf_counter()
     config = step.config
     assert isinstance(config, Train)
-    init = _start(session, config.init_from)
+    init = policy_called(session, config.init_from)
     reference = None
     if "reference" in step.plugin.mark.requires:
-        reference = init if config.reference == "init" else _start(session, config.reference)
+        reference = init if config.reference == "init" else policy_called(session, config.reference)
     run = session.stage_run(round, step, upstream=session.upstream(round, step, init))
     session.emit(Event("stage_start", session.run_id, round, step.label))
     work = session.lake.root / "work" / run.key
@@ -73,14 +73,6 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     )
     shutil.rmtree(work, ignore_errors=True)
     return session.finished(step, round, started)
-
-
-def _start(session: Session, which: str) -> Policy:
-    """The policy that `init_from` or `reference` names; one that was rolled back is nobody's start."""
-    policies = session.policies()
-    if which == "base":
-        return policies[0]
-    return session.champion() if which == "champion" or rolled_back(session, policies[-1]) else policies[-1]
 
 
 def _job(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from strop.core.trainer.policy import ADAPTER, pick_device, quiet
+from strop.plugins.engines._texts import end_tokens
 from strop.storage.errors import StageError
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def load(directory: Path, *, device: str, dtype: str, lean: bool, before: Loaded
         if before is not None:  # its memory is needed for the next
             before.model = forward = None
         forward = _forward(model.to(device=device), lean and device != "mps", length)
-    eos = torch.tensor(_end_tokens(model, tokenizer), device=device)
+    ends = (getattr(source, "eos_token_id", None) for source in (tokenizer, model.generation_config, model.config))
+    eos = torch.tensor(end_tokens(*ends), device=device)
     return Loaded(forward, tokenizer, length, eos, _token_bytes(model), forward.width, shape, base)
 
 
@@ -139,13 +141,3 @@ def _dtype(device: str, name: str) -> torch.dtype:
     if device == "cpu":
         return torch.float32
     return torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """What the tokenizer, the generation config and the config each call end of sequence."""
-    found: set[int] = set()
-    for source in (tokenizer, model.generation_config, model.config):
-        ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
-            found.update([ids] if isinstance(ids, int) else ids)
-    return sorted(found)

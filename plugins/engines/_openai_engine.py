@@ -18,6 +18,7 @@ from strop.plugins.engines._openai_probe import SCORERS
 from strop.plugins.engines._openai_purse import Purse, packed_key
 from strop.plugins.engines._openai_till import Till
 from strop.plugins.engines._openai_wire import Can, Reply, Wish, given_logps, replies_of
+from strop.plugins.engines._texts import unsound
 from strop.storage.errors import StageError
 
 if TYPE_CHECKING:
@@ -305,10 +306,7 @@ class OpenaiEngine:
             return [0.0] * len(reply.ids)
         logps = reply.logps or []
         if any(math.isnan(logp) for logp in logps):
-            raise StageError(
-                f"the policy in {self.directory} gives logits that are not numbers (NaN): training diverged; "
-                "use a lower learning rate, or start again from an earlier policy"
-            )
+            raise unsound(self.directory)
         return logps if len(logps) == len(reply.ids) and self.can.exact(sampling) else []
 
 

@@ -111,7 +111,7 @@ class Fleet:
         from strop.plugins.engines._texts import Texts
 
         template, context = self.config.chat_template, self.config.context
-        return Texts(directory, subject.weights, chat_template=template, context=context)
+        return Texts.read(directory, subject.weights, chat_template=template, context=context)
 
     def _start(self, subject: Subject) -> None:
         """Servers for these weights, in place of those for others."""

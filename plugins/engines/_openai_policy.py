@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strop.plugins.engines._adapter import adapter_of
 from strop.plugins.engines._openai_pool import Pool, RefusedError, Server
 from strop.plugins.engines._openai_wire import DIALECTS
 from strop.storage.errors import StageError, did_you_mean
 
 SERVED = "served.json"
 """In the directory of a policy that is only a name: {"model": ...}."""
-ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,8 @@ def subject_of(directory: Path) -> Subject:
     if (directory / SERVED).is_file():
         return Subject(directory, model=json.loads((directory / SERVED).read_text())["model"])
     directory = directory.resolve()
-    file = directory / ADAPTER
-    if not file.is_file():
-        return Subject(directory)
-    base = Path(json.loads(file.read_text())["base_model_name_or_path"])
-    if not (base / "config.json").is_file():
-        raise StageError(f"{file} names the base policy {str(base)!r}, and there is no checkpoint in that folder")
-    return Subject(directory, base=base.resolve())
+    found = adapter_of(directory)
+    return Subject(directory) if found is None else Subject(directory, base=found[1].resolve())
 
 
 @dataclass(slots=True)

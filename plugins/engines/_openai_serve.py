@@ -16,6 +16,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 from strop.core.workers import SPIN
+from strop.plugins.engines._group import end_group, lines_of, quoted
 from strop.plugins.engines._openai_keeper import GRACE_S
 from strop.storage.errors import StageError
 
@@ -69,15 +70,10 @@ class Serving:
         return f"the server `{self.line}` {how}; its last output:\n{self.output()}"
 
     def output(self) -> str:
-        """Its last errors and lines; all goes to this process's own output, which in a worker is the run's log."""
-        try:
-            text = self.log.read_text(errors="replace")
-        except OSError:
-            return "  (none)"
-        print(text, file=sys.stderr, flush=True)
-        lines = text.splitlines()
+        """Its last errors and lines."""
+        lines = lines_of(self.log)
         errors = [line for line in lines[:-TAIL] if "Error:" in line][-TAIL:]
-        return "\n".join(f"  {line[:300]}" for line in [*dict.fromkeys(errors), *lines[-TAIL:]]) or "  (none)"
+        return quoted([*dict.fromkeys(errors), *lines[-TAIL:]])
 
     def close(self) -> None:
         """End it, and every process it started; their memory is free when this returns."""
@@ -126,20 +122,5 @@ def _free_port() -> int:
 def _end(process: subprocess.Popen[bytes], pipe: int, log: Path) -> None:
     with contextlib.suppress(OSError):
         os.close(pipe)  # the keeper ends the group
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S + 0.5)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + GRACE_S
-    while _group_lives(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    end_group(process, GRACE_S + 0.5)
     log.unlink(missing_ok=True)
-
-
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True

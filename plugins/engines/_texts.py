@@ -6,27 +6,38 @@ import bisect
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from strop.core.engine import Completion, Sampling
 from strop.core.trainer.encode import encode_prompts
+from strop.storage.errors import StageError
 
 
+@dataclass(frozen=True, slots=True)
 class Texts:
     """A policy's own tokenizer, and what its checkpoint says of length and end."""
 
-    def __init__(self, directory: Path, base: Path, *, chat_template: str, context: int | None) -> None:
-        """`base` holds config.json: the directory itself, or what its adapter belongs to."""
+    tokenizer: Any
+    context: int
+    """Longest sequence, in tokens."""
+    eos: Sequence[int]
+    """Tokens that end a completion."""
+    chat_template: str
+    """'auto' or 'off'."""
+
+    @classmethod
+    def read(cls, directory: Path, base: Path, *, chat_template: str, context: int | None) -> Self:
+        """From a checkpoint; `base` holds config.json: the directory itself, or what its adapter belongs to."""
         from transformers import AutoTokenizer
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-        self.chat_template = chat_template
-        config = _json(base / "config.json")
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        config, generation = _json(base / "config.json"), _json(base / "generation_config.json")
         own = config.get("max_position_embeddings") or config.get("n_positions") or math.inf
-        self.context = int(min(own, self.tokenizer.model_max_length, context or math.inf, 1 << 30))
-        """Longest sequence, in tokens."""
-        self.eos = _end_tokens(self.tokenizer.eos_token_id, config, _json(base / "generation_config.json"))
+        length = int(min(own, tokenizer.model_max_length, context or math.inf, 1 << 30))
+        ends = end_tokens(tokenizer.eos_token_id, config.get("eos_token_id"), generation.get("eos_token_id"))
+        return cls(tokenizer, length, ends, chat_template)
 
     def render(self, prompt: str, messages: Sequence[dict[str, str]] | None) -> str:
         """The prompt, or its messages, in the tokenizer's chat template where it has one."""
@@ -73,14 +84,14 @@ class Texts:
 
     def completions(self, sampled: Sequence[tuple[list[int], list[float]]], sampling: Sampling) -> list[Completion]:
         """Completions of (token ids, log-probabilities), cut after the token that completes a stop string."""
-        texts = self._decoded([without_stop(ids, sampling) for ids, _ in sampled])
+        texts = self.decoded([without_stop(ids, sampling) for ids, _ in sampled])
         made = []
         for (ids, logps), text in zip(sampled, texts, strict=True):
             stopped = bool(ids) and (ids[-1] in self.eos or ids[-1] in sampling.stop_token_ids)
             if sampling.stop and any(s in text for s in sampling.stop):
                 length = self._stop_length(ids, sampling.stop)
                 ids, logps, stopped = ids[:length], logps[:length], True
-                text = self._decoded([ids])[0]
+                text = self.decoded([ids])[0]
                 text = text[: min(at for s in sampling.stop if (at := text.find(s)) >= 0)]
             made.append(
                 Completion(text=text, token_ids=ids, logps=logps, finish_reason="stop" if stopped else "length")
@@ -98,10 +109,11 @@ class Texts:
     def _stop_length(self, ids: list[int], stop: Sequence[str]) -> int:
         """How many tokens it takes for the text to hold a stop string."""
         return bisect.bisect_left(
-            range(len(ids)), True, key=lambda n: any(s in self._decoded([ids[:n]])[0] for s in stop)
+            range(len(ids)), True, key=lambda n: any(s in self.decoded([ids[:n]])[0] for s in stop)
         )
 
-    def _decoded(self, ids: Sequence[Sequence[int]]) -> list[str]:
+    def decoded(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Their texts, without special tokens."""
         texts: list[str] = self.tokenizer.batch_decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -118,10 +130,18 @@ def _json(path: Path) -> dict[str, Any]:
     return {**found, **found.get("text_config", {})}
 
 
-def _end_tokens(own: int | None, *configs: dict[str, Any]) -> list[int]:
+def end_tokens(*named: int | Sequence[int] | None) -> list[int]:
     """What the tokenizer, the config and the generation config each call end of sequence."""
     found: set[int] = set()
-    for ids in (own, *(config.get("eos_token_id") for config in configs)):
+    for ids in named:
         if ids is not None:
             found.update([ids] if isinstance(ids, int) else ids)
     return sorted(found)
+
+
+def unsound(directory: Path) -> StageError:
+    """What is wrong where logits are not numbers."""
+    return StageError(
+        f"the policy in {directory} gives logits that are not numbers (NaN): training diverged; "
+        "use a lower learning rate, or start again from an earlier policy"
+    )

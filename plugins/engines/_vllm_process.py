@@ -9,17 +9,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
+from strop.plugins.engines._group import GRACE_S, end_group, lines_of, quoted
 from strop.storage.errors import StageError
 
-GRACE_S = 3.0
-"""Between TERM and KILL."""
 FOLDER = ".venv-vllm"
 TAIL = 12
 """Lines of the process's output that an error quotes."""
@@ -107,38 +105,16 @@ class VllmProcess:
         return StageError(f"the process of vLLM {how}{hint}; its last output:\n{self._output()}")
 
     def _output(self) -> str:
-        """Its last lines; all of them go to this process's own output, which in a worker is the run's log."""
-        try:
-            text = self.log.read_text(errors="replace")
-        except OSError:
-            return "  (none)"
-        print(text, file=sys.stderr, flush=True)
-        lines = text.splitlines()
-        return "\n".join(f"  {line[:300]}" for line in lines[-TAIL:]) or "  (none)"
+        return quoted(lines_of(self.log)[-TAIL:])
 
 
 def _end(process: subprocess.Popen[bytes], messages: Connection, log: Path) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + GRACE_S
-    while _group_lives(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    end_group(process)
     with contextlib.suppress(OSError):
         messages.close()
     log.unlink(missing_ok=True)
-
-
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
 
 
 def ask(

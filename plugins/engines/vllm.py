@@ -23,13 +23,13 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from strop.core.engine import Completion, Progress, Request, Sampling
 from strop.core.plugin import Config, stage
 from strop.core.workers import SPIN
+from strop.plugins.engines._adapter import ADAPTER, adapter_of
 from strop.storage.errors import StageError
 
 if TYPE_CHECKING:
     from strop.plugins.engines._texts import Texts
     from strop.plugins.engines._vllm_process import VllmProcess
 
-_ADAPTER = "adapter_config.json"
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of an adapter."""
 _HEAD = "lm_head"
@@ -89,16 +89,16 @@ class Place:
 
 def locate(directory: Path) -> Place:
     """The checkpoint itself, or the one that its adapter belongs to. Raises StageError when that one is missing."""
-    file = directory / _ADAPTER
-    if not file.is_file():
+    found = adapter_of(directory)
+    if found is None:
         return Place(directory)
-    adapter = json.loads(file.read_text())
-    base = Path(adapter["base_model_name_or_path"])
-    if not (base / "config.json").is_file():
-        raise StageError(f"{file} names the base policy {str(base)!r}, and there is no checkpoint in that folder")
+    adapter, base = found
     modules = adapter["target_modules"]
     if not isinstance(modules, list):
-        raise StageError(f"{file} names its target_modules by a pattern, {modules!r}; vLLM needs a list of layer names")
+        raise StageError(
+            f"{directory / ADAPTER} names its target_modules by a pattern, {modules!r}; "
+            "vLLM needs a list of layer names"
+        )
     names = frozenset(module.rsplit(".", 1)[-1] for module in modules)
     return Place(base, directory, max([adapter["r"], *adapter.get("rank_pattern", {}).values()]), names)
 
@@ -132,6 +132,8 @@ class VllmEngine:
 
         Raises StageError when the policy's logits are not numbers, and when vLLM fails or its process is gone.
         """
+        from strop.plugins.engines._texts import unsound
+
         prompts = self.texts.encode([r.prompt for r in requests])
         refused = [self.texts.refused(len(ids), sampling) for ids in prompts]
         out: list[list[Completion]] = [
@@ -160,10 +162,7 @@ class VllmEngine:
 
         for members, sampled in self._dealt(wanted, message, tell):
             if any(math.isnan(logp) for _, logps in sampled for logp in logps):
-                raise StageError(
-                    f"the policy in {self.directory} gives logits that are not numbers (NaN): training diverged; "
-                    "use a lower learning rate, or start again from an earlier policy"
-                )
+                raise unsound(self.directory)
             made = iter(self.texts.completions(sampled, sampling))
             for i in members:
                 out[i] = [next(made) for _ in requests[i].seeds]
@@ -238,7 +237,7 @@ class VllmEngine:
         from strop.plugins.engines._texts import Texts
 
         template, context = self.config.chat_template, self.config.context
-        return Texts(self.directory, place.base, chat_template=template, context=context)
+        return Texts.read(self.directory, place.base, chat_template=template, context=context)
 
     def _arguments(self) -> dict[str, Any]:
         """Of vllm.LLM: any device's, and what the child adds on CPU and on a GPU."""

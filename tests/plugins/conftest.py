@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("engine_tools")
+
 
 @pytest.fixture(scope="session")
 def third_party(tmp_path_factory) -> str:

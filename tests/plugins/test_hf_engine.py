@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from engine_tools import EOS, PROMPTS, check_stop_strings, chi_square, ids_of, requests, truncated
 
 from strop.core.chars import VOCABULARY, character_tokenizer
 from strop.core.engine import Request, Sampling
@@ -17,10 +18,8 @@ from strop.plugins.engines._plan import Item, plan
 from strop.plugins.engines.hf import Hf, hf
 from strop.storage.errors import StageError
 
-EOS = VOCABULARY.index("<eos>")
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = SHAPE | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 40, "eos_token_id": EOS}
-PROMPTS = ["1+2=", "3*4+5=", "7-1=", "2+2+2+2+2=", "9="]
 
 
 def tiny(kind: str):
@@ -78,10 +77,6 @@ def plain_logits(directory, text_ids: list[int]) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
     with torch.no_grad():
         return model(torch.tensor([text_ids])).logits[0]
-
-
-def ids_of(text: str) -> list[int]:
-    return [VOCABULARY.index(c) for c in text]
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama3", "qwen2", "qwen3"])
@@ -142,10 +137,6 @@ def test_every_architecture_samples_what_a_full_forward_pass_confirms(policies, 
             assert completion.text == "".join(VOCABULARY[i] for i in completion.token_ids if i > 2)
 
 
-def requests(n: int) -> list[Request]:
-    return [Request(prompt=p, seeds=tuple(100 * i + j for j in range(n))) for i, p in enumerate(PROMPTS)]
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_completion_is_the_same_in_any_batch(policies, kind):
     sampling = Sampling(max_tokens=20)
@@ -186,15 +177,6 @@ def test_greedy_is_the_argmax_that_transformers_generates(policies):
         assert completion.entropy == 0
 
 
-def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
-    """Statistic over cells of at least 5 expected, in standard deviations above its mean."""
-    big = expected >= 5
-    cells = [*zip(observed[big], expected[big], strict=True), (observed[~big].sum(), expected[~big].sum())]
-    statistic = sum((o - e) ** 2 / e for o, e in cells if e > 0)
-    freedom = sum(e > 0 for _, e in cells) - 1
-    return (statistic - freedom) / math.sqrt(2 * freedom)
-
-
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -211,29 +193,13 @@ def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
 def test_sampled_frequencies_follow_the_tempered_truncated_distribution(engine, policies, sampling):
     n = 6000
     completions = engine.sample([Request(prompt="2+2+2+2+2=", seeds=tuple(range(n)))], sampling)[0]
-    logits = plain_logits(policies / "llama", ids_of("2+2+2+2+2="))[-1].double() / sampling.temperature
-    p = truncated(torch.softmax(logits, -1).numpy(), sampling)
+    p = truncated(plain_logits(policies / "llama", ids_of("2+2+2+2+2="))[-1].double().numpy(), sampling)
     observed = np.bincount([c.token_ids[0] for c in completions], minlength=64)
     assert observed[p == 0].sum() == 0
     assert abs(chi_square(observed, p * n)) < 4
     for completion in completions[:50]:
         assert completion.logps[0] == pytest.approx(math.log(p[completion.token_ids[0]]), abs=1e-4)
         assert completion.entropy == pytest.approx(-sum(x * math.log(x) for x in p if x > 0), abs=1e-4)
-
-
-def truncated(p: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Min-p, then top-k of what is left, then top-p of that, the slow and obvious way."""
-    kept = np.zeros_like(p)
-    order = [i for i in sorted(range(len(p)), key=lambda i: -p[i]) if p[i] >= sampling.min_p * p.max()]
-    order = order[: sampling.top_k or None]
-    total = sum(p[i] for i in order)
-    mass = 0.0
-    for i in order:
-        if mass >= sampling.top_p:
-            break
-        kept[i] = p[i]
-        mass += p[i] / total
-    return kept / kept.sum()
 
 
 def test_truncation_by_hand():
@@ -278,9 +244,7 @@ def test_large_vocabularies_follow_the_same_rules(size, sampling):
     generator = torch.Generator().manual_seed(7)
     logits = (torch.randn(2, size, generator=generator) * 3).mul_(8).round_().div_(8)  # in steps, so that many tie
     for row in logits:
-        p = torch.softmax(row.double() / sampling.temperature, -1).numpy()
-        if sampling != Sampling():
-            p = truncated(p, sampling)
+        p = truncated(row.double().numpy(), sampling)
         cumulated = p.cumsum()
         uniform = torch.rand(200, generator=generator, dtype=torch.float64)
         drawn = draw(row.expand(200, -1), uniform, sampling)
@@ -336,26 +300,7 @@ def test_self_certainty_is_zero_when_flat_and_grows_with_certainty():
 
 
 def test_a_stop_string_ends_a_completion_and_is_kept_out_of_the_text(engine):
-    free = engine.sample(requests(8), Sampling(max_tokens=30))
-    completion = next(c for cs in free for c in cs if len(c.text) >= 12)
-    stop = completion.text[5:7]
-    where = completion.text.find(stop)
-    sampling = Sampling(max_tokens=30, stop=(stop, "never written"))
-    checked = 0
-    for before, after in zip(
-        (c for cs in free for c in cs), (c for cs in engine.sample(requests(8), sampling) for c in cs), strict=True
-    ):
-        at = before.text.find(stop)
-        if at < 0:
-            assert after == before
-            continue
-        checked += 1
-        assert after.text == before.text[:at]
-        assert after.finish_reason == "stop"
-        assert after.token_ids == before.token_ids[: len(after.token_ids)]
-        assert engine.tokenizer.decode(after.token_ids).endswith(stop)
-    assert checked >= 1
-    assert where >= 0
+    check_stop_strings(engine, 30)
 
 
 def test_a_stop_token_ends_a_completion_and_stays_out_of_the_text(engine):

@@ -4,38 +4,19 @@ import dataclasses
 import math
 
 import pytest
-import torch
+from engine_tools import CONTEXT, make_policy
 from plugin_rows import group, problem, use
 
-from strop.core.chars import VOCABULARY, character_tokenizer
 from strop.core.engine import NamedPolicy, Request, Sampling
 from strop.core.registry import find
 from strop.plugins.engines.hf import Hf, hf
 from strop.storage.tables import Rollout, Score, TokenLogps
 
-CONTEXT = 64
-
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A small real model under the hf engine, and its directory."""
-    import transformers
-
-    directory = tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=VOCABULARY.index("<eos>"),
-    )
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    character_tokenizer(CONTEXT).save_pretrained(directory)
+    directory = make_policy(tmp_path_factory.mktemp("teacher"), 0)
     return hf(Hf(device="cpu"), directory=directory, threads=1)
 
 

@@ -1,20 +1,32 @@
 """The vllm engine against plain forward passes and the hf engine, with vLLM's CPU build: `make test-vllm`."""
 
 import json
-import math
 import os
 import shutil
 import signal
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-import torch
+from engine_tools import (
+    CONTEXT,
+    EOS,
+    LONG,
+    PROMPTS,
+    Plain,
+    check,
+    check_frequencies,
+    check_greedy,
+    check_stop_strings,
+    ids_of,
+    make_adapter,
+    make_policy,
+    requests,
+)
 
-from strop.core.chars import VOCABULARY, character_tokenizer
+from strop.core.chars import VOCABULARY
 from strop.core.engine import Request, Sampling
 from strop.plugins.engines.hf import Hf, hf
 from strop.plugins.engines.vllm import Vllm, vllm
@@ -22,64 +34,7 @@ from strop.storage.errors import StageError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-EOS = VOCABULARY.index("<eos>")
-CONTEXT = 288
-PROMPTS = ["1+2=", "3*4+5=", "7-1=", "2+2+2+2+2=", "9="]
-LONG = "".join(str(i % 10) for i in range(150))
-"""Longer than a block of the prefix cache, which holds 128 tokens on CPU."""
 SMALL = Vllm(cache_gb=0.2)
-
-
-def make_policy(directory: Path, seed: int, tied: bool = True) -> Path:
-    """A random model whose next-token distributions are neither flat nor certain; vLLM wants heads of 32."""
-    import transformers
-
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=96,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=0,
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.add_(torch.randn_like(weight) * 0.15)
-            if "embed" in name:
-                weight.mul_(2)
-    model.save_pretrained(directory)
-    character_tokenizer(CONTEXT).save_pretrained(directory)
-    return directory
-
-
-def make_adapter(
-    base: Path, directory: Path, seed: int, rank: int = 4, modules: str | list[str] = "all-linear"
-) -> Path:
-    """A LoRA adapter that changes a lot."""
-    import peft
-    import transformers
-
-    from strop.core.trainer.policy import quiet
-
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    config = peft.LoraConfig(r=rank, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")
-    with quiet():
-        adapted = peft.get_peft_model(model, config)
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_" in name:
-                weight.copy_(torch.randn_like(weight) * 0.2)
-    adapted.save_pretrained(directory, save_embedding_layers=False)
-    character_tokenizer(CONTEXT).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -108,49 +63,6 @@ def one(engine, root):
     if engine.directory != root / "one":
         engine.reload(root / "one")
     return engine
-
-
-def requests(n: int, prompts: list[str] = PROMPTS) -> list[Request]:
-    return [Request(prompt=p, seeds=tuple(1000 * i + j for j in range(n))) for i, p in enumerate(prompts)]
-
-
-def ids_of(text: str) -> list[int]:
-    return [VOCABULARY.index(c) for c in text]
-
-
-class Plain:
-    """transformers alone."""
-
-    def __init__(self, directory: Path) -> None:
-        from strop.core.trainer.policy import load_model
-
-        self.model = load_model(directory)[0].eval()
-
-    def logits(self, ids: list[int]) -> np.ndarray:
-        """[T, V] in float64."""
-        with torch.no_grad():
-            return self.model(torch.tensor([ids])).logits[0].double().numpy()
-
-    def logps(self, prompt: str, completion: list[int], sampling: Sampling) -> np.ndarray:
-        """[T] under the tempered, truncated distribution."""
-        rows = self.logits(ids_of(prompt) + completion)[len(prompt) - 1 : -1]
-        return np.array([math.log(truncated(row, sampling)[t]) for row, t in zip(rows, completion, strict=True)])
-
-
-def truncated(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Temperature, min-p, top-k, then top-p of what is left, the slow and obvious way."""
-    p = np.exp((logits - logits.max()) / sampling.temperature)
-    p[p < sampling.min_p] = 0
-    p /= p.sum()
-    order = np.argsort(-p, kind="stable")[: sampling.top_k or None]
-    kept = np.zeros_like(p)
-    mass, total = 0.0, p[order].sum()
-    for i in order:
-        if mass >= sampling.top_p:
-            break
-        kept[i] = p[i]
-        mass += p[i] / total
-    return kept / kept.sum()
 
 
 @pytest.mark.parametrize(
@@ -203,42 +115,15 @@ def test_the_same_seed_gives_the_same_completion_whatever_the_batch(one):
     ids=["plain", "cold", "top_k", "top_p", "min_p", "all"],
 )
 def test_sampled_frequencies_follow_the_tempered_truncated_distribution(one, root, sampling):
-    n = 4000
-    prompt = "2+2+2+2+2="
-    (completions,) = one.sample([Request(prompt=prompt, seeds=tuple(range(n)))], sampling)
-    p = truncated(Plain(root / "one").logits(ids_of(prompt))[-1], sampling)
-    observed = np.bincount([c.token_ids[0] for c in completions], minlength=64)
-    assert observed[p == 0].sum() == 0
-    big = p * n >= 5
-    cells = [*zip(observed[big], p[big] * n, strict=True), (observed[~big].sum(), p[~big].sum() * n)]
-    statistic = sum((o - e) ** 2 / e for o, e in cells if e > 0)
-    freedom = sum(e > 0 for _, e in cells) - 1
-    assert abs(statistic - freedom) / math.sqrt(2 * freedom) < 4
+    check_frequencies(one, root / "one", sampling, 4000)
 
 
 def test_greedy_is_what_hf_gives(one, root):
-    sampling = Sampling(temperature=0, max_tokens=15)
-    reference = hf(Hf(device="cpu"), directory=root / "one", threads=1).sample(requests(1), sampling)
-    for (mine,), (theirs,) in zip(one.sample(requests(1), sampling), reference, strict=True):
-        assert (mine.token_ids, mine.text, mine.logps) == (theirs.token_ids, theirs.text, theirs.logps)
+    check_greedy(one, root / "one")
 
 
 def test_a_stop_string_ends_a_completion_and_is_kept_out_of_the_text(one):
-    free = one.sample(requests(12), Sampling(max_tokens=40))
-    stop = next(c for cs in free for c in cs if len(c.text) >= 12).text[5:7]
-    stopped = one.sample(requests(12), Sampling(max_tokens=40, stop=(stop, "never")))
-    met = 0
-    for before, after in zip((c for cs in free for c in cs), (c for cs in stopped for c in cs), strict=True):
-        at = before.text.find(stop)
-        if at < 0:
-            assert after.token_ids == before.token_ids
-            continue
-        met += 1
-        assert (after.text, after.finish_reason) == (before.text[:at], "stop")
-        assert after.token_ids == before.token_ids[: len(after.token_ids)]
-        assert len(after.logps) == len(after.token_ids)
-        assert "".join(VOCABULARY[i] for i in after.token_ids).endswith(stop)
-    assert met >= 1
+    check_stop_strings(one, 40)
 
 
 def test_a_stop_token_ends_a_completion_and_is_no_part_of_its_text(one):
@@ -326,15 +211,6 @@ def test_new_weights_are_used_in_the_live_child_and_nothing_cached_of_the_old(on
     one.reload(root / "one")
     assert one.sample(asked, sampling) == before
     assert took < 5, f"{took:.2f} s to reload"
-
-
-def check(found, asked, directory, sampling):
-    """Log-probabilities are those of the policy in `directory`."""
-    plain = Plain(directory)
-    for request, completions in zip(asked, found, strict=True):
-        for completion in completions:
-            expected = plain.logps(request.prompt, completion.token_ids, sampling)
-            np.testing.assert_allclose(completion.logps, expected, atol=2e-4)
 
 
 def test_adapters_are_swapped_in_one_child_and_one_of_other_layers_brings_a_new(root):

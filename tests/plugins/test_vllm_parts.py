@@ -34,7 +34,7 @@ def policy(tmp_path_factory):
 
 @pytest.fixture
 def texts(policy):
-    return Texts(policy, policy, chat_template="auto", context=None)
+    return Texts.read(policy, policy, chat_template="auto", context=None)
 
 
 def test_sampled_tokens_become_what_hf_makes_of_them_stop_strings_included(policy, texts):
@@ -49,7 +49,7 @@ def test_sampled_tokens_become_what_hf_makes_of_them_stop_strings_included(polic
     fields = ("text", "token_ids", "logps", "finish_reason")
     assert [[getattr(c, f) for f in fields] for c in made] == [[getattr(c, f) for f in fields] for c in expected]
     assert sum(len(c.token_ids) for c in made) < sum(len(c.token_ids) for c in free)
-    assert texts.context == engine.context
+    assert texts.context == engine.texts.context
     assert texts.eos == engine.eos.tolist()
 
 
@@ -65,7 +65,7 @@ def test_another_process_can_look_for_stop_strings_with_the_policys_tokenizer(te
 
 
 def test_a_shorter_context_can_be_asked_for(policy):
-    short = Texts(policy, policy, chat_template="auto", context=8)
+    short = Texts.read(policy, policy, chat_template="auto", context=8)
     assert short.refused(7, Sampling()) is None
     assert "context is 8" in str(short.refused(8, Sampling()).error)
     assert "nothing to sample" in str(short.refused(3, Sampling(max_tokens=0)).error)
