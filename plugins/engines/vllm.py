@@ -250,7 +250,12 @@ class VllmEngine:
         dtype = {} if config.dtype == "auto" else {"dtype": config.dtype}
         eager = {} if config.compile is None else {"enforce_eager": not config.compile}
         return {
-            "cpu": {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 10**9},
+            "cpu": {
+                "dtype": "float32",
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": 10**9,
+                "enable_chunked_prefill": False,  # with seeds it fails on CPU: "CPU Generator does not use offset"
+            },
             "gpu": {"gpu_memory_utilization": config.memory},
             "any": {
                 "model": str(self.place.base),

@@ -89,8 +89,8 @@ def servers():
 def test_a_loop_sharpens_with_a_server_for_each_policy_and_trains_with_none_running(tmp_path):
     command = (
         f"env TORCHDYNAMO_DISABLE=1 {os.environ.get('STROP_VLLM_PYTHON')} -m vllm.entrypoints.openai.api_server "
-        "--model {policy} --port {port} --dtype float32 --enforce-eager --kv-cache-memory-bytes 200000000 "
-        "--generation-config vllm --logprobs-mode processed_logprobs"
+        "--model {policy} --port {port} --dtype float32 --enforce-eager --no-enable-chunked-prefill "
+        "--kv-cache-memory-bytes 200000000 --generation-config vllm --logprobs-mode processed_logprobs"
     )
     overrides = ["base.heads=2", "base.steps=600", "rounds=2", "select.problems=96", "heldout.n=2"]
     recipe = load("smoke", overrides=[*overrides, f"engine={{use: openai, serve: '{command}'}}"])

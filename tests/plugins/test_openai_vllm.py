@@ -1,29 +1,29 @@
 """The engine `openai` against a real `vllm serve` (CPU build), which Strop starts itself: `make test-vllm`."""
 
-import math
 import os
 import shutil
 
 import numpy as np
 import psutil
 import pytest
-from test_vllm_engine import (
+from engine_tools import (
     CONTEXT,
     LONG,
     PROMPTS,
     Plain,
     check,
+    check_frequencies,
+    check_greedy,
+    check_stop_strings,
     ids_of,
     make_adapter,
     make_policy,
     requests,
-    truncated,
 )
 
 from strop.core.chars import VOCABULARY
 from strop.core.engine import Request, Sampling
 from strop.plugins.base.served import Served, served
-from strop.plugins.engines.hf import Hf, hf
 from strop.plugins.engines.openai import Openai, openai
 from strop.storage.errors import StageError
 
@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 COMMAND = (
     f"env TORCHDYNAMO_DISABLE=1 {os.environ.get('STROP_VLLM_PYTHON', 'python')} -m vllm.entrypoints.openai.api_server "
-    "--model {base} --port {port} --dtype float32 --enforce-eager --kv-cache-memory-bytes 200000000 "
-    "--generation-config vllm"
+    "--model {base} --port {port} --dtype float32 --enforce-eager --no-enable-chunked-prefill "
+    "--kv-cache-memory-bytes 200000000 --generation-config vllm"
 )
 ALL = f'{COMMAND} --logprobs-mode processed_logprobs --enable-lora --max-lora-rank 8 --chat-template "{TEMPLATE}"'
 
@@ -88,16 +88,8 @@ def test_log_probabilities_agree_with_a_plain_forward_pass(one, root, sampling):
 
 
 def test_sampled_frequencies_follow_the_tempered_truncated_distribution(one, root):
-    sampling, n, prompt = Sampling(max_tokens=1, temperature=1.5, top_k=20, top_p=0.7), 3000, "2+2+2+2+2="
-    (completions,) = one.sample([Request(prompt=prompt, seeds=tuple(range(n)))], sampling)
-    p = truncated(Plain(root / "one").logits(ids_of(prompt))[-1], sampling)
-    observed = np.bincount([c.token_ids[0] for c in completions], minlength=64)
-    assert observed[p == 0].sum() == 0
-    big = p * n >= 5
-    cells = [*zip(observed[big], p[big] * n, strict=True), (observed[~big].sum(), p[~big].sum() * n)]
-    statistic = sum((o - e) ** 2 / e for o, e in cells if e > 0)
-    freedom = sum(e > 0 for _, e in cells) - 1
-    assert abs(statistic - freedom) / math.sqrt(2 * freedom) < 4
+    sampling = Sampling(max_tokens=1, temperature=1.5, top_k=20, top_p=0.7)
+    check_frequencies(one, root / "one", sampling, 3000)
 
 
 def test_the_same_seed_gives_the_same_completion_whatever_the_batch(one, root, tmp_path):
@@ -114,28 +106,11 @@ def test_the_same_seed_gives_the_same_completion_whatever_the_batch(one, root, t
 
 
 def test_greedy_is_what_hf_gives(one, root):
-    sampling = Sampling(temperature=0, max_tokens=15)
-    reference = hf(Hf(device="cpu"), directory=root / "one", threads=1).sample(requests(1), sampling)
-    for (mine,), (theirs,) in zip(one.sample(requests(1), sampling), reference, strict=True):
-        assert (mine.token_ids, mine.text, mine.logps) == (theirs.token_ids, theirs.text, theirs.logps)
+    check_greedy(one, root / "one")
 
 
 def test_a_stop_string_ends_a_completion_and_is_kept_out_of_the_text(one):
-    free = one.sample(requests(12), Sampling(max_tokens=40))
-    stop = next(c for cs in free for c in cs if len(c.text) >= 12).text[5:7]
-    stopped = one.sample(requests(12), Sampling(max_tokens=40, stop=(stop, "never")))
-    met = 0
-    for before, after in zip((c for cs in free for c in cs), (c for cs in stopped for c in cs), strict=True):
-        at = before.text.find(stop)
-        if at < 0:
-            assert after.token_ids == before.token_ids
-            continue
-        met += 1
-        assert (after.text, after.finish_reason) == (before.text[:at], "stop")
-        assert after.token_ids == before.token_ids[: len(after.token_ids)]
-        assert len(after.logps) == len(after.token_ids)
-        assert "".join(VOCABULARY[i] for i in after.token_ids).endswith(stop)
-    assert met >= 1
+    check_stop_strings(one, 40)
 
 
 def test_the_context_refuses_a_prompt_and_cuts_a_completion(one):

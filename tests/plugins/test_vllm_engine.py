@@ -167,6 +167,13 @@ def test_a_prompt_longer_than_the_context_is_an_error_row_beside_good_ones(one):
     assert "no tokens" in empty[0].error
 
 
+def test_prompts_of_more_tokens_than_a_step_takes_are_sampled(one, root):
+    prompts = [f"{i:02}" + "".join(str((i + j * j) % 10) for j in range(250)) for i in range(40)]
+    asked, sampling = requests(1, prompts), Sampling(max_tokens=4)
+    assert sum(map(len, prompts)) > 10_000
+    check(one.sample(asked, sampling), asked, root / "one", sampling)
+
+
 def test_the_context_cuts_a_completion(one):
     (near,) = one.sample([Request(prompt="1" * (CONTEXT - 3), seeds=tuple(range(20)))], Sampling(max_tokens=50))
     assert {len(c.token_ids) for c in near if c.finish_reason == "length"} == {3}
