@@ -3,7 +3,7 @@
 import pytest
 from lake_content import content
 
-from strop.core.training import _start
+from strop.core.gating import policy_called
 from strop.storage.errors import PluginError, StageError
 from strop.storage.lake import open_lake
 from strop.storage.tables import Decision, Policy, Rollout, Score
@@ -145,7 +145,7 @@ class Told:
     ],
 )
 def test_a_policy_that_was_rolled_back_is_nobodys_start_and_one_merely_kept_out_is(action, which, round):
-    assert _start(Told(action), which).round == round
+    assert policy_called(Told(action), which).round == round
 
 
 def test_a_gate_that_says_stop_ends_the_run_for_good_and_its_round_is_finished(tiny, tmp_path):
