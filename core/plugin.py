@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
@@ -373,13 +373,20 @@ class Mark:
     examples: str | None = None
     """Objectives: the kind of example they learn from, 'sft', 'pair' or 'group'."""
     requires: frozenset[str] = frozenset()
-    """Engine capabilities it calls ('score', 'next_logits', 'hidden'); objectives: 'reference'."""
+    """Engine capabilities it calls ('score', 'next_logits', 'hidden'). Objectives: what is to be computed for them,
+    'reference' and 'old' (log-probabilities under these policies), 'entropy' (the policy's own, with its gradient)."""
     weights: bool = True
     """Bases: whether the policy it gives has weights. Engines: whether they need them."""
     alone: bool = False
     """Engines: one worker process feeds it; a second would only start what it runs once more."""
     imports: tuple[str, ...] = ()
     """Modules that a verifier of single rollouts imports when called: loaded before the first one's time begins."""
+    requires_if: Mapping[str, str] = field(default_factory=dict)
+    """Objectives: what is required only where this setting is neither 0 nor null nor false."""
+
+    def required(self, config: Config | None) -> frozenset[str]:
+        """What is required under this config."""
+        return self.requires | {name for name, setting in self.requires_if.items() if getattr(config, setting)}
 
     @property
     def each(self) -> bool:
@@ -397,6 +404,7 @@ def stage(
     weights: bool = True,
     alone: bool = False,
     imports: Sequence[str] = (),
+    requires_if: Mapping[str, str] | None = None,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
 
@@ -431,6 +439,9 @@ def stage(
             handles.append(parameter.name)
         if name == "verify":
             _check_each(where, config, handles)
+        for setting in (requires_if or {}).values():
+            if setting not in config.model_fields:
+                raise PluginError(f"{where}: requires_if names no setting{did_you_mean(setting, config.model_fields)}")
         function.__strop__ = Mark(  # type: ignore[attr-defined]
             name,
             version,
@@ -442,6 +453,7 @@ def stage(
             weights,
             alone,
             tuple(imports),
+            dict(requires_if or {}),
         )
         return function
 

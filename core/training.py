@@ -36,7 +36,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     assert isinstance(config, Train)
     init = policy_called(session, config.init_from)
     reference = None
-    if "reference" in step.plugin.mark.requires:
+    if "reference" in step.plugin.mark.required(step.objective):
         reference = init if config.reference == "init" else policy_called(session, config.reference)
     run = session.stage_run(round, step, upstream=session.upstream(round, step, init))
     session.emit(Event("stage_start", session.run_id, round, step.label))

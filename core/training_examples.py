@@ -74,7 +74,7 @@ class Sides:
         from strop.storage.parquet import write_rows
 
         found: dict[int, TokenLogps] = {}
-        for example, side, logps in computed_logps(work):
+        for example, side, logps in computed_logps(work, "reference"):
             rollout = self.rollout.get((example, side))
             if rollout is not None:
                 found[rollout] = TokenLogps(

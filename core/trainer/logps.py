@@ -7,6 +7,7 @@ known here is found out at the start, by comparison with its own logits, and goe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,28 +22,47 @@ if TYPE_CHECKING:
 
 CHUNK_ELEMENTS = 1 << 25
 """Logits computed at a time: 128 MB in float32."""
+NEVER = -1e4
+"""Stands in for the logarithm of 0, which times 0 would be no number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What the policy makes of N targets."""
+
+    logps: Tensor
+    """[N] float32 log-probability of each."""
+    entropy: Tensor | None
+    """[N] float32, in nats, of the distribution each was chosen from; None unless asked for."""
 
 
 class TokenLogps(nn.Module):
     """A causal language model that answers with log-probabilities instead of logits.
 
-    `model` may carry adapters; its own decoder and head are called, so that those take part.
+    `model` may carry adapters; its own decoder and head are called, so that those take part. `entropy` adds that of
+    each target's distribution.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, entropy: bool = False) -> None:
         super().__init__()
         self.model: Any = model
+        self.entropy = entropy
         self.split = self._head_is_plain()
 
-    def forward(self, ids: Tensor, row: Tensor, position: Tensor, target: Tensor) -> Tensor:
-        """[N] float32 log-probability of each target."""
+    def forward(self, ids: Tensor, row: Tensor, position: Tensor, target: Tensor) -> Predicted:
+        """Of N targets; `row` and `position` say which place of ids [B, L] predicts each."""
+        found = self._picked(ids, row, position, target)
+        return Predicted(found[0], found[1] if self.entropy else None)
+
+    def _picked(self, ids: Tensor, row: Tensor, position: Tensor, target: Tensor) -> Tensor:
+        """[1 or 2, N]"""
         if not self.split:
             logits = self.model(input_ids=ids, use_cache=False).logits[row, position]
-            return _pick(logits, target)
+            return self._pick(logits, target)
         hidden = self._hidden(ids)[row, position]
         chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
         if len(target) <= chunk:
-            return _pick(self._logits(hidden), target)
+            return self._head(hidden, target)
         parts = []
         for start in range(0, len(target), chunk):
             piece = (hidden[start : start + chunk], target[start : start + chunk])
@@ -50,14 +70,22 @@ class TokenLogps(nn.Module):
                 parts.append(checkpoint(self._head, *piece, use_reentrant=False))
             else:
                 parts.append(self._head(*piece))
-        return torch.cat(parts)
+        return torch.cat(parts, 1)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         hidden: Tensor = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         return hidden
 
     def _head(self, hidden: Tensor, target: Tensor) -> Tensor:
-        return _pick(self._logits(hidden), target)
+        return self._pick(self._logits(hidden), target)
+
+    def _pick(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits = logits.float()
+        logps = -F.cross_entropy(logits, target, reduction="none")
+        if not self.entropy:
+            return logps[None]
+        distribution = F.log_softmax(logits, -1)
+        return torch.stack([logps, -(distribution.exp() * distribution.clamp(min=NEVER)).sum(-1)])
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.model.get_output_embeddings()(hidden)
@@ -87,10 +115,6 @@ class TokenLogps(nn.Module):
             return False
         finally:
             self.model.train(was_training)
-
-
-def _pick(logits: Tensor, target: Tensor) -> Tensor:
-    return -F.cross_entropy(logits.float(), target, reduction="none")
 
 
 def spread(flat: Tensor, batch: Inputs) -> Tensor:

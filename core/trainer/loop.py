@@ -19,7 +19,7 @@ from strop.core.trainer.checkpoint import load_checkpoint, save_checkpoint
 from strop.core.trainer.config import Train
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob, name_ids
-from strop.core.trainer.loss import LogpsOf, Reference, group_rewards, micro_loss
+from strop.core.trainer.loss import LogpsOf, Reference, micro_loss, step_rows
 from strop.core.trainer.objective import Loss
 from strop.storage.errors import StageError
 
@@ -41,6 +41,8 @@ class Work:
     """The parameters in training, by name."""
     logps_of: LogpsOf
     objective: Callable[[Any], Loss]
+    old: Reference | None
+    """The policy as training found it, where the objective requires it."""
     reference: Reference | None
     device: str
 
@@ -48,7 +50,6 @@ class Work:
 def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[dict[str, float]]:
     """Take the optimiser steps, from the last checkpoint on. Returns the metrics of every step."""
     optimizer = _optimizer(work.trained, config, work.device)
-    groups = group_rewards(work.items)
     key = job.key()
     metrics = _restore(job, key, work.trained, optimizer)
     saved_at, save_s = time.monotonic(), 0.0
@@ -56,7 +57,7 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
     begun = time.monotonic()
     for index in range(len(metrics), len(work.steps)):
         step = work.steps[index]
-        values = _optimise(config, work, groups, optimizer, index)
+        values = _optimise(config, work, optimizer, index)
         metrics.append({"step": index + 1} | values)
         tokens += step.targets
         now = time.monotonic()
@@ -76,22 +77,22 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
     return metrics
 
 
-def _optimise(
-    config: Train, work: Work, groups: dict[int, list[float]], optimizer: torch.optim.Optimizer, index: int
-) -> dict[str, float]:
+def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index: int) -> dict[str, float]:
     """One optimiser step. Returns its metrics; what is not finite raises StageError before it touches a weight."""
     step, rate = work.steps[index], learning_rate(config, index, len(work.steps))
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
+    pairs = len(work.items[step.micro[0][0]].sequences) == 2
+    whole = None if pairs else step_rows(work.items, step, old=work.old, reference=work.reference, device=work.device)
     losses, reported = [], dict[str, float]()
     for members in step.micro:
         loss = micro_loss(
             members,
             items=work.items,
             step=step,
+            whole=whole,
             reference=work.reference,
-            groups=groups,
             logps_of=work.logps_of,
             objective=work.objective,
             device=work.device,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from strop.core.trainer.batches import Inputs, Step, inputs
 from strop.core.trainer.encode import Item
-from strop.core.trainer.logps import spread
-from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch
+from strop.core.trainer.logps import Predicted, spread
+from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRows
 
-LogpsOf = Callable[[Inputs], Tensor]
-"""[N] log-probabilities of the wanted targets."""
+LogpsOf = Callable[[Inputs], Predicted]
+"""What the policy makes of the wanted targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def reference_logps(items: Sequence[Item], logps_of: LogpsOf, *, micro_batch_tok
         members = flat[start:end]
         batch = inputs([items[i].sequences[side] for i, side in members], device)
         with torch.no_grad():
-            logps = spread(logps_of(batch), batch).cpu().numpy()
+            logps = spread(logps_of(batch).logps, batch).cpu().numpy()
         for row, (i, side) in zip(logps, members, strict=True):
             found[i][side] = row[: len(items[i].sequences[side].mask)].copy()
         start = end
@@ -51,13 +51,28 @@ def _length(items: Sequence[Item], at: tuple[int, int]) -> int:
     return len(items[at[0]].sequences[at[1]].ids)
 
 
-def group_rewards(items: Sequence[Item]) -> dict[int, list[float]]:
-    """Rewards of every group's members, in the order of the items."""
-    found: dict[int, list[float]] = {}
-    for item in items:
-        if item.group_id >= 0:
-            found.setdefault(item.group_id, []).append(item.reward)
-    return found
+def step_rows(
+    items: Sequence[Item], step: Step, *, old: Reference | None, reference: Reference | None, device: str
+) -> tuple[StepRows, dict[int, int]]:
+    """The sequences of one optimiser step, and the row of each item among them."""
+    members = [i for micro in step.micro for i in micro]
+    chosen = [items[i] for i in members]
+    mask = _padded([item.sequences[0].mask for item in chosen], 0.0, device)
+    width = mask.shape[1]
+
+    def known(rows: Sequence[Any] | None) -> Tensor | None:
+        return None if rows is None or any(row is None for row in rows) else _padded(rows, 0.0, device, width) * mask
+
+    rows = StepRows(
+        mask=mask,
+        weights=torch.tensor([item.weight for item in chosen], dtype=torch.float32, device=device),
+        rewards=torch.tensor([item.reward for item in chosen], dtype=torch.float32, device=device),
+        group_ids=torch.tensor([item.group_id for item in chosen], dtype=torch.int64, device=device),
+        behaviour_logps=known([item.behaviour_logps for item in chosen]),
+        old_logps=known(None if old is None else [old.logps[i][0] for i in members]),
+        reference_logps=known(None if reference is None else [reference.logps[i][0] for i in members]),
+    )
+    return rows, {i: row for row, i in enumerate(members)}
 
 
 def micro_loss(
@@ -65,62 +80,61 @@ def micro_loss(
     *,
     items: Sequence[Item],
     step: Step,
+    whole: tuple[StepRows, dict[int, int]] | None,
     reference: Reference | None,
-    groups: dict[int, list[float]],
     logps_of: LogpsOf,
     objective: Callable[[Any], Loss],
     device: str,
 ) -> Loss:
-    """The objective's loss of one micro-batch, the gradient still attached."""
-    chosen = [items[i] for i in members]
-    weights = torch.tensor([item.weight for item in chosen], dtype=torch.float32, device=device)
-    if len(chosen[0].sequences) == 2:
-        both = inputs([item.sequences[side] for side in (0, 1) for item in chosen], device)
-        logps = spread(logps_of(both), both)
-        n = len(chosen)
-        margins = torch.tensor([item.margin for item in chosen], dtype=torch.float32, device=device)
-        sums = [
-            None
-            if reference is None
-            else torch.tensor([float(reference.logps[i][side].sum()) for i in members], device=device)
-            for side in (0, 1)
-        ]
-        return objective(
-            PairBatch(
-                chosen_logps=logps[:n],
-                chosen_mask=both.mask[:n],
-                rejected_logps=logps[n:],
-                rejected_mask=both.mask[n:],
-                weights=weights,
-                margins=margins,
-                step_pairs=step.sequences,
-                step_chosen_tokens=step.tokens,
-                reference_chosen=sums[0],
-                reference_rejected=sums[1],
-            )
-        )
-    batch = inputs([item.sequences[0] for item in chosen], device)
-    grouped = chosen[0].group_id >= 0
-    width = batch.mask.shape[1]
+    """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
+    if whole is None:
+        return objective(_pairs([items[i] for i in members], members, step, reference, logps_of, device))
+    rows, place = whole
+    batch = inputs([items[i].sequences[0] for i in members], device)
+    predicted = logps_of(batch)
+    at = torch.tensor([place[i] for i in members], device=device)
     return objective(
         SequenceBatch(
-            logps=spread(logps_of(batch), batch),
+            logps=spread(predicted.logps, batch),
             mask=batch.mask,
-            weights=weights,
+            weights=rows.weights[at],
             step_tokens=step.tokens,
             step_sequences=step.sequences,
-            rewards=torch.tensor([item.reward for item in chosen], device=device) if grouped else None,
-            group_ids=torch.tensor([item.group_id for item in chosen], device=device) if grouped else None,
-            group_rewards=_padded([groups[item.group_id] for item in chosen], float("nan"), device)
-            if grouped
-            else None,
-            behaviour_logps=None
-            if any(item.behaviour_logps is None for item in chosen)
-            else _padded([item.behaviour_logps for item in chosen], 0.0, device, width) * batch.mask,
-            reference_logps=None
-            if reference is None
-            else _padded([reference.logps[i][0] for i in members], 0.0, device, width),
+            step=rows,
+            rows=at,
+            entropy=None if predicted.entropy is None else spread(predicted.entropy, batch),
         )
+    )
+
+
+def _pairs(
+    chosen: Sequence[Item],
+    members: Sequence[int],
+    step: Step,
+    reference: Reference | None,
+    logps_of: LogpsOf,
+    device: str,
+) -> PairBatch:
+    both = inputs([item.sequences[side] for side in (0, 1) for item in chosen], device)
+    logps = spread(logps_of(both).logps, both)
+    n = len(chosen)
+    sums = [
+        None
+        if reference is None
+        else torch.tensor([float(reference.logps[i][side].sum()) for i in members], device=device)
+        for side in (0, 1)
+    ]
+    return PairBatch(
+        chosen_logps=logps[:n],
+        chosen_mask=both.mask[:n],
+        rejected_logps=logps[n:],
+        rejected_mask=both.mask[n:],
+        weights=torch.tensor([item.weight for item in chosen], dtype=torch.float32, device=device),
+        margins=torch.tensor([item.margin for item in chosen], dtype=torch.float32, device=device),
+        step_pairs=step.sequences,
+        step_chosen_tokens=step.tokens,
+        reference_chosen=sums[0],
+        reference_rejected=sums[1],
     )
 
 

@@ -1,8 +1,9 @@
 """What an objective gets and gives: a typed batch of log-probabilities in, a scalar loss and its metrics out.
 
-Shapes: B sequences, T target positions (right-padded). Log-probabilities are in nats, zero where the mask is zero.
-Sums over the whole optimiser step are given as `step_*`, so that accumulation over micro-batches and over processes
-changes nothing: divide by them, never by the micro-batch's own counts.
+Shapes: S sequences in the whole optimiser step, B of them in this micro-batch, T target positions (right-padded).
+Log-probabilities are in nats, zero where the mask is zero. What a loss divides by, and every statistic over a group or
+a batch, comes from the whole step: `step_*` and `SequenceBatch.step`. So accumulation over micro-batches and over
+processes changes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """All sequences of one optimiser step, as far as they do not depend on the policy in training."""
+
+    mask: Tensor
+    """[S, T] 1.0 on tokens the loss covers."""
+    weights: Tensor
+    """[S] example weights."""
+    rewards: Tensor
+    """[S] NaN where the rollout could not be scored, or where the examples have none."""
+    group_ids: Tensor
+    """[S] int64; a group stays within one step. -1 where the examples have none."""
+    behaviour_logps: Tensor | None = None
+    """[S, T] under the distribution they were sampled from."""
+    old_logps: Tensor | None = None
+    """[S, T] under the policy as training found it, when the mark requires 'old'."""
+    reference_logps: Tensor | None = None
+    """[S, T] under the reference policy, when the mark requires 'reference'."""
+    mismatched: Tensor | None = None
+    """[S] log pi - log pi_reference, summed over a completion of another prompt put behind each prompt: without
+    gradient, under the policy as it is before this step; when the mark requires 'mismatched'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +52,43 @@ class SequenceBatch:
     """Sum of the mask over the whole optimiser step."""
     step_sequences: float
     """Sequences in the whole optimiser step."""
-    rewards: Tensor | None = None
-    """[B] rewards of 'group' examples; NaN where the rollout could not be scored."""
-    group_ids: Tensor | None = None
-    """[B] int64. A group stays within one optimiser step, but its members may lie in several micro-batches."""
-    group_rewards: Tensor | None = None
-    """[B, G] for each member the rewards of its whole group, itself included; NaN where unscored and as padding."""
-    behaviour_logps: Tensor | None = None
-    """[B, T] as sampled."""
-    reference_logps: Tensor | None = None
-    """[B, T] under the reference policy, when the objective's mark requires 'reference'."""
+    step: StepRows
+    """The whole optimiser step, for statistics."""
+    rows: Tensor
+    """[B] int64: which of the step's sequences these are."""
+    entropy: Tensor | None = None
+    """[B, T] of the policy's distribution at each target, with its gradient, when the mark requires 'entropy'."""
+
+    def of(self, values: Tensor) -> Tensor:
+        """This micro-batch's part [B] of [S] or [B, T] of [S, T]."""
+        chosen = values[self.rows]
+        return chosen if values.ndim == 1 else chosen[:, : self.mask.shape[1]]
+
+    @property
+    def rewards(self) -> Tensor:
+        """[B]; NaN where the rollout could not be scored."""
+        return self.of(self.step.rewards)
+
+    @property
+    def behaviour_logps(self) -> Tensor:
+        """[B, T] under the distribution they were sampled from. Raises ValueError where there are none."""
+        return self._part("behaviour_logps", 'needs=("logps",)')
+
+    @property
+    def old_logps(self) -> Tensor:
+        """[B, T] under the policy as training found it. Raises ValueError where there are none."""
+        return self._part("old_logps", 'requires=("old",)')
+
+    @property
+    def reference_logps(self) -> Tensor:
+        """[B, T] under the reference policy. Raises ValueError where there are none."""
+        return self._part("reference_logps", 'requires=("reference",)')
+
+    def _part(self, name: str, mark: str) -> Tensor:
+        values = getattr(self.step, name)
+        if values is None:
+            raise ValueError(f"the batch has no {name}: the objective's mark asks for them with {mark}")
+        return self.of(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The reference policy's log-probabilities of every item: those that came along, and the rest, computed here.
+"""A frozen policy's log-probabilities of every item: those that came along, and the rest, computed here.
 
 What is computed is kept in the job's folder, for a training that goes on after a kill and for the lake, where the next
 training with this reference finds it.
@@ -21,14 +21,21 @@ if TYPE_CHECKING:
 
     from strop.core.trainer.job import TrainJob
 
-FILE = "reference.parquet"
 SIDES = ("completion", "chosen", "rejected")
 
 
-def reference(job: TrainJob, items: Sequence[Item], logps_of: Callable[[], LogpsOf], **how: int | str) -> Reference:
-    """All of them; the reference is loaded, by `logps_of`, only where some are missing. `how` as `reference_logps`."""
-    kept = _read(job)
-    found = {(i, s): logps for i, item in enumerate(items) for s, logps in enumerate(item.reference_logps)}
+def frozen_logps(
+    job: TrainJob, policy: str, items: Sequence[Item], logps_of: Callable[[], LogpsOf], **how: int | str
+) -> Reference:
+    """All of them; the `policy`, 'reference' or 'old', is loaded, by `logps_of`, only where some are missing.
+
+    `how` as `reference_logps`. What comes along with the examples is the reference's.
+    """
+    kept = _read(job, policy)
+    came = policy == "reference"
+    found = {
+        (i, s): logps if came else None for i, item in enumerate(items) for s, logps in enumerate(item.reference_logps)
+    }
     for at, item in enumerate(items):
         for side, name in enumerate(_names(item)):
             found[at, side] = kept.get((item.example_id, name), found[at, side])
@@ -38,7 +45,7 @@ def reference(job: TrainJob, items: Sequence[Item], logps_of: Callable[[], Logps
         found.update(
             {(i, s): logps for i, sides in zip(lacking, computed.logps, strict=True) for s, logps in enumerate(sides)}
         )
-        _write(job, [items[i] for i in lacking], computed)
+        _write(job, policy, [items[i] for i in lacking], computed)
     logps = [tuple(_masked(item, s, found[i, s]) for s in range(len(item.sequences))) for i, item in enumerate(items)]
     return Reference(logps)
 
@@ -52,7 +59,7 @@ def _masked(item: Item, side: int, logps: FloatArray | None) -> FloatArray:
     return logps * item.sequences[side].mask
 
 
-def _write(job: TrainJob, items: Sequence[Item], computed: Reference) -> None:
+def _write(job: TrainJob, policy: str, items: Sequence[Item], computed: Reference) -> None:
     """Those of whole completions: where the loss covers a part, the rest is not known."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -69,29 +76,29 @@ def _write(job: TrainJob, items: Sequence[Item], computed: Reference) -> None:
         "logps": pa.array([logps for _, _, logps in rows], pa.list_(pa.float32())),
     }
     job.work.mkdir(parents=True, exist_ok=True)
-    partial = job.work / f"{FILE}.partial"
+    partial = job.work / f"{policy}.parquet.partial"
     pq.write_table(pa.table(columns).replace_schema_metadata({"key": job.key()}), partial)
     fsync(partial)
-    partial.replace(job.work / FILE)
+    partial.replace(job.work / f"{policy}.parquet")
 
 
-def _read(job: TrainJob) -> dict[tuple[int, str], FloatArray]:
+def _read(job: TrainJob, policy: str) -> dict[tuple[int, str], FloatArray]:
     """What this very job computed before it was killed."""
     import pyarrow.parquet as pq
 
-    path = job.work / FILE
+    path = job.work / f"{policy}.parquet"
     if not path.is_file():
         return {}
     if (pq.read_schema(path).metadata or {}).get(b"key", b"").decode() != job.key():
         return {}
-    return {(id, side): np.asarray(logps, dtype=np.float32) for id, side, logps in computed_logps(job.work)}
+    return {(id, side): np.asarray(logps, dtype=np.float32) for id, side, logps in computed_logps(job.work, policy)}
 
 
-def computed_logps(work: Path) -> list[tuple[int, str, list[float]]]:
-    """Example id, side and log-probabilities of what a training whose folder this is computed."""
+def computed_logps(work: Path, policy: str) -> list[tuple[int, str, list[float]]]:
+    """Example id, side and log-probabilities of what a training whose folder this is computed of the policy."""
     import pyarrow.parquet as pq
 
-    path = work / FILE
+    path = work / f"{policy}.parquet"
     if not path.is_file():
         return []
     table = pq.read_table(path)

@@ -10,6 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +23,12 @@ from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
 from strop.core.trainer.encode import encode
 from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples
-from strop.core.trainer.logps import TokenLogps
+from strop.core.trainer.logps import Predicted, TokenLogps
 from strop.core.trainer.loop import Progress, Work, run
 from strop.core.trainer.loss import LogpsOf, Reference
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.policy import Loaded, load_model, load_policy, pick_device, use_bfloat16
-from strop.core.trainer.reference import reference
+from strop.core.trainer.reference import frozen_logps
 from strop.storage.errors import PluginError, StageError, did_you_mean
 
 
@@ -56,15 +58,16 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
     items = encode(table, loaded.tokenizer, max_length=limit, longest=longest)
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
     steps = plan(items, epochs=config.epochs, batch_tokens=config.batch_tokens, micro_batch_tokens=micro, seed=job.seed)
-    logps: Reference | None = None
-    if "reference" in requires:
-        logps = reference(
-            job, items, lambda: _reference(job, config, loaded, device), micro_batch_tokens=micro, device=device
-        )
+    known: dict[str, Reference | None] = {"old": None, "reference": None}
+    for name in sorted(requires & known.keys()):
+        model = partial(_frozen, job.init if name == "old" else job.reference, job, config, loaded, device)
+        known[name] = frozen_logps(job, name, items, model, micro_batch_tokens=micro, device=device)
         loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    logps_of = _forward(TokenLogps(loaded.model), use_bfloat16(config, device), device)
-    metrics = run(job, config, Work(items, steps, trained, logps_of, objective, logps, device), progress)
+    policy = TokenLogps(loaded.model, entropy="entropy" in requires)
+    logps_of = _forward(policy, use_bfloat16(config, device), device)
+    work = Work(items, steps, trained, logps_of, objective, known["old"], known["reference"], device)
+    metrics = run(job, config, work, progress)
     tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
     result = TrainResult(
         output=job.output,
@@ -90,9 +93,10 @@ def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[s
             raise PluginError(
                 f"objective {job.objective!r} needs {name!r}: no such column{did_you_mean(name, COLUMNS)}"
             )
-    if "reference" in plugin.mark.requires and job.reference is None:
+    requires = plugin.mark.required(config)
+    if "reference" in requires and job.reference is None:
         raise StageError(f"objective {job.objective!r} requires a reference policy, and the job names none")
-    return lambda batch: plugin.call(config, {"batch": batch}), plugin.mark.examples, needs, plugin.mark.requires
+    return lambda batch: plugin.call(config, {"batch": batch}), plugin.mark.examples, needs, requires
 
 
 def _limit(config: Train, model: Any) -> tuple[int, str]:
@@ -102,19 +106,19 @@ def _limit(config: Train, model: Any) -> tuple[int, str]:
     return context, "the policy's context"
 
 
-def _reference(job: TrainJob, config: Train, loaded: Loaded, device: str) -> LogpsOf:
-    """The reference policy, before the first step: adapters are still the identity then."""
-    same = job.reference is not None and job.reference.resolve() == job.init.resolve()
-    model = loaded.model if same else load_model(job.reference or job.init)[0].to(device)
+def _frozen(directory: Path | None, job: TrainJob, config: Train, loaded: Loaded, device: str) -> LogpsOf:
+    """A policy that stays as it is, before the first step: adapters are still the identity then."""
+    same = directory is None or directory.resolve() == job.init.resolve()
+    model = loaded.model if same else load_model(directory or job.init)[0].to(device)
     model.eval()
     return _forward(TokenLogps(model), use_bfloat16(config, device), device)
 
 
 def _forward(policy: TokenLogps, bfloat16: bool, device: str) -> LogpsOf:
-    def logps_of(batch: Inputs) -> torch.Tensor:
+    def logps_of(batch: Inputs) -> Predicted:
         with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=bfloat16):
-            logps: torch.Tensor = policy(batch.ids, batch.row, batch.position, batch.target)
-        return logps
+            predicted: Predicted = policy(batch.ids, batch.row, batch.position, batch.target)
+        return predicted
 
     return logps_of
 

@@ -181,10 +181,10 @@ def test_padding_changes_no_log_probability(base):
         for p, t in ((3, 2), (9, 7), (1, 20))
     ]
     batch = inputs(sequences, "cpu")
-    together = spread(policy(batch.ids, batch.row, batch.position, batch.target), batch)
+    together = spread(policy(batch.ids, batch.row, batch.position, batch.target).logps, batch)
     for row, sequence in zip(together, sequences, strict=True):
         one = inputs([sequence], "cpu")
-        alone = policy(one.ids, one.row, one.position, one.target)
+        alone = policy(one.ids, one.row, one.position, one.target).logps
         torch.testing.assert_close(row[: len(alone)], alone, atol=1e-5, rtol=0)
         assert row[len(alone) :].abs().sum() == 0
 
@@ -198,12 +198,23 @@ def test_chunks_of_the_output_head_change_neither_value_nor_gradient(base, monke
     found = []
     for elements in (logps.CHUNK_ELEMENTS, 5 * 32):
         monkeypatch.setattr(logps, "CHUNK_ELEMENTS", elements)
-        policy = logps.TokenLogps(load(base))
+        policy = logps.TokenLogps(load(base), entropy=True)
         assert policy.split
         value = policy(batch.ids, batch.row, batch.position, batch.target)
-        value.sum().backward()
-        found.append((value.detach(), policy.model.get_output_embeddings().weight.grad))
+        (value.logps.sum() + 0.5 * value.entropy.sum()).backward()
+        found.append((value.logps.detach(), value.entropy.detach(), policy.model.get_output_embeddings().weight.grad))
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_entropy_is_that_of_the_whole_distribution(base):
+    from strop.core.trainer.batches import inputs
+    from strop.core.trainer.logps import TokenLogps
+
+    batch = inputs([Encoded(torch.arange(3, 9).numpy(), 2, torch.ones(4).numpy())], "cpu")
+    found = TokenLogps(load(base), entropy=True)(batch.ids, batch.row, batch.position, batch.target)
+    logits = load(base)(batch.ids).logits[0, 1:]
+    torch.testing.assert_close(found.entropy, torch.distributions.Categorical(logits=logits).entropy())
+    assert TokenLogps(load(base))(batch.ids, batch.row, batch.position, batch.target).entropy is None
 
 
 def test_a_model_whose_head_is_unknown_goes_through_its_own_forward(base):
@@ -217,7 +228,7 @@ def test_a_model_whose_head_is_unknown_goes_through_its_own_forward(base):
     assert not policy.split
     batch = inputs([Encoded(torch.arange(3, 9).numpy(), 2, torch.ones(4).numpy())], "cpu")
     expected = (2 * load(base)(batch.ids).logits[0, 1:]).log_softmax(-1)[torch.arange(4), batch.target]
-    torch.testing.assert_close(policy(batch.ids, batch.row, batch.position, batch.target), expected)
+    torch.testing.assert_close(policy(batch.ids, batch.row, batch.position, batch.target).logps, expected)
 
 
 def _doubled(output):
@@ -346,7 +357,7 @@ def test_an_objective_sees_the_whole_group_and_what_was_sampled(job, tmp_path):
     ]
     seen: list[SequenceBatch] = []
 
-    @stage("objective", examples="group", requires=("reference",), needs=("logps",))
+    @stage("objective", examples="group", requires=("reference", "old", "entropy"), needs=("logps",))
     def look(config: Spy, *, batch) -> Loss:
         seen.append(batch)
         return Loss(batch.logps.sum() * 0)
@@ -360,13 +371,15 @@ def test_an_objective_sees_the_whole_group_and_what_was_sampled(job, tmp_path):
     assert [b.mask.sum().item() for b in seen] == [1, 2, 3, 4, 5, 6]
     assert {b.step_tokens for b in seen} == {21.0}
     assert {b.step_sequences for b in seen} == {6.0}
-    assert [b.group_ids.item() for b in seen] == [9, 9, 9, 10, 10, 10]
-    assert str(seen[0].group_rewards.tolist()) == "[[0.0, nan, 2.0]]"
-    assert seen[5].group_rewards.tolist() == [[3.0, 4.0, 5.0]]
-    assert str(seen[1].rewards.tolist()) == "[nan]"
+    assert [b.of(b.step.group_ids).item() for b in seen] == [9, 9, 9, 10, 10, 10]
+    assert all(b.step.group_ids.tolist() == [9, 9, 9, 10, 10, 10] for b in seen)
+    assert str(seen[0].step.rewards.tolist()) == "[0.0, nan, 2.0, 3.0, 4.0, 5.0]"
+    assert seen[0].step.mask.sum(1).tolist() == [1, 2, 3, 4, 5, 6]
     assert seen[2].behaviour_logps.tolist() == [[-0.75, -0.75, -0.75]]
     for batch in seen:
         torch.testing.assert_close(batch.reference_logps, batch.logps.detach(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(batch.old_logps, batch.logps.detach(), atol=1e-5, rtol=0)
+        assert (batch.entropy > 0).all()
 
 
 def test_an_output_of_another_job_is_not_touched(job):

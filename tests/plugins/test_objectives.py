@@ -8,24 +8,12 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from objective_tools import F2_LOGPS, check_cuts, gradient, sequences
 
 from strop.core.registry import find
-from strop.core.trainer.objective import PairBatch, SequenceBatch
+from strop.core.trainer.objective import PairBatch
 from strop.plugins.objectives.dpo import Dpo, dpo
 from strop.plugins.objectives.sft import Sft, sft
-
-F2_LOGPS = [[-0.5, -1.0, -0.2], [-1.2, -0.4, 0.0]]
-F2_MASK = [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
-
-
-def sequences(logps=F2_LOGPS, mask=F2_MASK, weights=(1.0, 1.0), step_tokens=5.0):
-    return SequenceBatch(
-        logps=torch.tensor(logps, dtype=torch.float64, requires_grad=True),
-        mask=torch.tensor(mask, dtype=torch.float64),
-        weights=torch.tensor(weights, dtype=torch.float64),
-        step_tokens=step_tokens,
-        step_sequences=2.0,
-    )
 
 
 def pairs(chosen=(-4.0,), rejected=(-6.0,), reference=((-4.5,), (-5.6,)), weights=None, step_pairs=1.0):
@@ -54,9 +42,8 @@ def test_sft_is_the_token_mean_of_f2():
 
 
 def test_sft_gradient_raises_every_covered_token_alike_and_no_other():
-    batch = sequences()
-    sft(Sft(), batch=batch).value.backward()
-    assert batch.logps.grad.tolist() == [[-0.2, -0.2, -0.2], [-0.2, -0.2, 0.0]]
+    found = gradient(lambda batch: sft(Sft(), batch=batch), sequences())
+    assert found.tolist() == [[-0.2, -0.2, -0.2], [-0.2, -0.2, 0.0]]
 
 
 def test_sft_ignores_what_lies_under_the_mask():
@@ -70,9 +57,7 @@ def test_sft_multiplies_each_sequence_by_its_weight():
 
 
 def test_sft_of_micro_batches_adds_up_to_that_of_the_step():
-    first = sft(Sft(), batch=sequences(F2_LOGPS[:1], F2_MASK[:1], (1.0,)))
-    second = sft(Sft(), batch=sequences(F2_LOGPS[1:], F2_MASK[1:], (1.0,)))
-    assert first.value.item() + second.value.item() == pytest.approx(0.66, abs=1e-9)
+    check_cuts(lambda batch: sft(Sft(), batch=batch))
 
 
 def test_dpo_of_f3():
