@@ -35,3 +35,9 @@ def sequence_sum(values: Tensor, batch: SequenceBatch) -> Tensor:
 def constant(values: Tensor, batch: SequenceBatch, length: float) -> Tensor:
     """The sum over each sequence's covered tokens over one length for all, averaged over sequences."""
     return sequence_sum(values, batch) / length
+
+
+def per_sequence(values: Tensor, batch: SequenceBatch) -> Tensor:
+    """One loss a sequence, [B, 1], averaged over sequences; one of which the loss covers nothing has no part."""
+    covered = batch.mask.amax(1)
+    return (values[:, 0] * covered * batch.weights).sum() / batch.step_sequences

@@ -201,3 +201,50 @@ def test_builders_do_not_depend_on_the_order_of_rows():
     random.Random(2).shuffle(mixed_scores)
     assert rft(rollouts, scores) == rft(mixed, mixed_scores)
     assert pairs(rollouts, scores, per_problem=2) == pairs(mixed, mixed_scores, per_problem=2)
+
+
+# build: grouped
+
+
+def grouped(rollouts, scores, decisions=(), **config):
+    known = {r.problem_id: problem(r.problem_id) for r in rollouts}
+    return use("build", "grouped", **config)(
+        rollouts=rollouts, scores=scores, decisions=list(decisions), problems=known
+    )
+
+
+def test_grouped_takes_every_scored_completion_with_its_reward():
+    rollouts = group(1, "a", "b", "b", "c", "d") + group(2, "e")
+    scores = judged(rollouts, 1, 0, 0.5, "error", None, 1)
+    found = grouped(rollouts, scores)
+    assert {(e.kind, e.completion, e.rollout_id, e.group_id, e.reward) for e in found} == {
+        ("group", "a", 100, 1, 1.0),
+        ("group", "b", 101, 1, 0.0),
+        ("group", "b", 102, 1, 0.5),
+        ("group", "e", 200, 2, 1.0),
+    }
+
+
+def test_grouped_leaves_out_what_a_filter_dropped_and_what_failed_to_come():
+    rollouts = group(1, "a", "b", "c") + group(2, "d", finish_reason="error")
+    found = grouped(rollouts, judged(rollouts, 1, 0, 0, 0), dropped(101))
+    assert [e.rollout_id for e in found] == [100, 102]
+
+
+def test_grouped_can_leave_out_groups_without_contrast_or_too_small():
+    rollouts = group(1, "a", "b") + group(2, "c", "d") + group(3, "e")
+    scores = judged(rollouts, 1, 0, 1, 1, 0)
+    assert {e.group_id for e in grouped(rollouts, scores, contrast=True)} == {1}
+    assert {e.group_id for e in grouped(rollouts, scores, least=2)} == {1, 2}
+
+
+def test_grouped_without_any_score_says_what_is_missing():
+    with pytest.raises(ValueError, match="put a `verify` before it"):
+        grouped(group(1, "a"), [])
+
+
+def test_grouped_rewards_by_the_scorer_named_and_trains_on_the_training_prompt():
+    rollouts = group(1, "a", train_prompt="without the hint", loss_spans=[0, 1])
+    scores = judged(rollouts, 1) + judged(rollouts, 0.25, scorer="judge")
+    (found,) = grouped(rollouts, scores, scorer="judge")
+    assert (found.reward, found.prompt, found.loss_spans) == (0.25, "without the hint", [0, 1])
