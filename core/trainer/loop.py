@@ -19,8 +19,9 @@ from strop.core.trainer.checkpoint import load_checkpoint, save_checkpoint
 from strop.core.trainer.config import Train
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob, name_ids
-from strop.core.trainer.loss import LogpsOf, Reference, micro_loss, step_rows
-from strop.core.trainer.objective import Loss
+from strop.core.trainer.known import Known
+from strop.core.trainer.loss import LogpsOf, micro_loss, step_rows
+from strop.core.trainer.objective import Loss, StepRows
 from strop.storage.errors import StageError
 
 SAVE_EVERY_S = 60.0
@@ -41,9 +42,7 @@ class Work:
     """The parameters in training, by name."""
     logps_of: LogpsOf
     objective: Callable[[Any], Loss]
-    old: Reference | None
-    """The policy as training found it, where the objective requires it."""
-    reference: Reference | None
+    known: Known
     device: str
 
 
@@ -83,8 +82,7 @@ def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    pairs = len(work.items[step.micro[0][0]].sequences) == 2
-    whole = None if pairs else step_rows(work.items, step, old=work.old, reference=work.reference, device=work.device)
+    whole = _whole(work, step)
     losses, reported = [], dict[str, float]()
     for members in step.micro:
         loss = micro_loss(
@@ -92,7 +90,7 @@ def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index
             items=work.items,
             step=step,
             whole=whole,
-            reference=work.reference,
+            reference=work.known.reference,
             logps_of=work.logps_of,
             objective=work.objective,
             device=work.device,
@@ -106,6 +104,22 @@ def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index
     _check_finite(values, norm, index, step, work.items)
     optimizer.step()
     return {"loss": sum(values), "lr": rate, "grad_norm": norm, "tokens": step.targets} | reported
+
+
+def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
+    """The step's sequences, and the row of each item among them; None for pairs, which have no statistics."""
+    members = [i for micro in step.micro for i in micro]
+    if len(work.items[members[0]].sequences) == 2:
+        return None
+    moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.logps_of, work.device)
+    rows = step_rows(
+        [work.items[i] for i in members],
+        old=None if work.known.old is None else [work.known.old.logps[i][0] for i in members],
+        reference=None if work.known.reference is None else [work.known.reference.logps[i][0] for i in members],
+        mismatched=moved,
+        device=work.device,
+    )
+    return rows, {i: row for row, i in enumerate(members)}
 
 
 def learning_rate(config: Train, index: int, steps: int) -> float:

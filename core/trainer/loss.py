@@ -52,27 +52,33 @@ def _length(items: Sequence[Item], at: tuple[int, int]) -> int:
 
 
 def step_rows(
-    items: Sequence[Item], step: Step, *, old: Reference | None, reference: Reference | None, device: str
-) -> tuple[StepRows, dict[int, int]]:
-    """The sequences of one optimiser step, and the row of each item among them."""
-    members = [i for micro in step.micro for i in micro]
-    chosen = [items[i] for i in members]
+    chosen: Sequence[Item],
+    *,
+    old: Sequence[Any] | None,
+    reference: Sequence[Any] | None,
+    mismatched: Sequence[float] | None,
+    device: str,
+) -> StepRows:
+    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T]."""
     mask = _padded([item.sequences[0].mask for item in chosen], 0.0, device)
     width = mask.shape[1]
 
     def known(rows: Sequence[Any] | None) -> Tensor | None:
         return None if rows is None or any(row is None for row in rows) else _padded(rows, 0.0, device, width) * mask
 
-    rows = StepRows(
+    def each(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    return StepRows(
         mask=mask,
-        weights=torch.tensor([item.weight for item in chosen], dtype=torch.float32, device=device),
-        rewards=torch.tensor([item.reward for item in chosen], dtype=torch.float32, device=device),
+        weights=each([item.weight for item in chosen]),
+        rewards=each([item.reward for item in chosen]),
         group_ids=torch.tensor([item.group_id for item in chosen], dtype=torch.int64, device=device),
         behaviour_logps=known([item.behaviour_logps for item in chosen]),
-        old_logps=known(None if old is None else [old.logps[i][0] for i in members]),
-        reference_logps=known(None if reference is None else [reference.logps[i][0] for i in members]),
+        old_logps=known(old),
+        reference_logps=known(reference),
+        mismatched=None if mismatched is None else each(mismatched),
     )
-    return rows, {i: row for row, i in enumerate(members)}
 
 
 def micro_loss(

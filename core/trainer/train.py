@@ -10,8 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +21,12 @@ from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
 from strop.core.trainer.encode import encode
 from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples
+from strop.core.trainer.known import known
 from strop.core.trainer.logps import Predicted, TokenLogps
 from strop.core.trainer.loop import Progress, Work, run
-from strop.core.trainer.loss import LogpsOf, Reference
+from strop.core.trainer.loss import LogpsOf
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.policy import Loaded, load_model, load_policy, pick_device, use_bfloat16
-from strop.core.trainer.reference import frozen_logps
 from strop.storage.errors import PluginError, StageError, did_you_mean
 
 
@@ -58,15 +56,20 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
     items = encode(table, loaded.tokenizer, max_length=limit, longest=longest)
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
     steps = plan(items, epochs=config.epochs, batch_tokens=config.batch_tokens, micro_batch_tokens=micro, seed=job.seed)
-    known: dict[str, Reference | None] = {"old": None, "reference": None}
-    for name in sorted(requires & known.keys()):
-        model = partial(_frozen, job.init if name == "old" else job.reference, job, config, loaded, device)
-        known[name] = frozen_logps(job, name, items, model, micro_batch_tokens=micro, device=device)
-        loaded.model.train()
+    stored = known(
+        job,
+        requires,
+        items,
+        lambda policy: _frozen(policy, job, config, loaded, device),
+        max_length=limit,
+        micro_batch_tokens=micro,
+        device=device,
+    )
+    loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     policy = TokenLogps(loaded.model, entropy="entropy" in requires)
     logps_of = _forward(policy, use_bfloat16(config, device), device)
-    work = Work(items, steps, trained, logps_of, objective, known["old"], known["reference"], device)
+    work = Work(items, steps, trained, logps_of, objective, stored, device)
     metrics = run(job, config, work, progress)
     tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
     result = TrainResult(
@@ -106,10 +109,11 @@ def _limit(config: Train, model: Any) -> tuple[int, str]:
     return context, "the policy's context"
 
 
-def _frozen(directory: Path | None, job: TrainJob, config: Train, loaded: Loaded, device: str) -> LogpsOf:
-    """A policy that stays as it is, before the first step: adapters are still the identity then."""
-    same = directory is None or directory.resolve() == job.init.resolve()
-    model = loaded.model if same else load_model(directory or job.init)[0].to(device)
+def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, device: str) -> LogpsOf:
+    """'old' or 'reference', before the first step: adapters are still the identity then."""
+    directory = job.init if policy == "old" or job.reference is None else job.reference
+    same = directory.resolve() == job.init.resolve()
+    model = loaded.model if same else load_model(directory)[0].to(device)
     model.eval()
     return _forward(TokenLogps(model), use_bfloat16(config, device), device)
 

@@ -10,7 +10,7 @@ import trainer_tiny
 
 from strop.core.plugin import Config, stage
 from strop.core.trainer.config import Lora, Train
-from strop.core.trainer.encode import Encoded
+from strop.core.trainer.encode import Encoded, Item
 from strop.core.trainer.job import TrainJob, write_examples
 from strop.core.trainer.loop import learning_rate
 from strop.core.trainer.objective import Loss, SequenceBatch
@@ -412,3 +412,38 @@ def test_the_config_imports_no_torch_and_refuses_unknown_keys():
     with pytest.raises(ValueError, match="learning_rate"):
         Train.model_validate({"learning_rate": 1.0})
     assert Train(lora=Lora()).lora.merge
+
+
+def test_each_prompt_meets_the_completion_of_another_prompt(job, base):
+    """What KTO's divergence is estimated on: before the first step it is 0 under the policy's own reference."""
+    from strop.core.registry import Plugin
+    from strop.core.trainer.mismatched import mismatched_items
+
+    rows = [
+        {"example_id": i, "kind": "group", "prompt": prompt, "completion_token_ids": ids, "reward": 1.0, "group_id": i}
+        for i, (prompt, ids) in enumerate([("1+2=", [5, 6]), ("1+2=", [7]), ("3+4=", [8, 9, 10])])
+    ]
+    seen: list[SequenceBatch] = []
+
+    @stage("objective", examples="group", requires=("reference", "mismatched"))
+    def look(config: Spy, *, batch) -> Loss:
+        seen.append(batch)
+        return Loss(-batch.logps.sum())
+
+    import strop.core.trainer.train as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "find", lambda *_: Plugin("objective", "look", look, "here"))
+        train(job(rows, "look", lr=1e-2, epochs=3, batch_tokens=10**6))
+    assert len(seen) == 3
+    assert seen[0].step.mismatched.tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    assert (seen[2].step.mismatched.abs() > 1e-3).all()
+
+    tokens = [Encoded(torch.tensor([1, 2, *tail]).numpy(), 2, torch.ones(len(tail)).numpy()) for tail in ([5], [6, 7])]
+    items = [Item(i, (t,), 1.0, 1.0, 0.0, i, None, (None,)) for i, t in enumerate(tokens)]
+    assert mismatched_items(items, 9) == [None, None]  # one prompt alone has no other
+    other = Encoded(torch.tensor([3, 8, 9]).numpy(), 1, torch.ones(2).numpy())
+    items.append(Item(2, (other,), 1.0, 1.0, 0.0, 2, None, (None,)))
+    found = [i and i.sequences[0].ids.tolist() for i in mismatched_items(items, 9)]
+    assert found == [[1, 2, 8, 9], [1, 2, 8, 9], [3, 5]]
+    assert [i and i.sequences[0].ids.tolist() for i in mismatched_items(items, 3)] == [None, None, [3, 5]]
