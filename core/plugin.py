@@ -73,7 +73,11 @@ class Config(BaseModel):
         idle = {
             name for name, field in fields.items() if LATER in field.metadata and getattr(self, name) == field.default
         }
-        return self.model_dump(mode="json", exclude=idle | set(self.operation()))
+        found = self.model_dump(mode="json", exclude=idle | set(self.operation()))
+        return {
+            name: value.decisive() if isinstance(value := getattr(self, name), Config) else plain
+            for name, plain in found.items()
+        }
 
     def operation(self) -> dict[str, Any]:
         """The settings marked `OPERATION`, as plain values."""

@@ -43,7 +43,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
     sides = None if reference is None else Sides(session, reference, (first, round))
-    table = examples_of(session, (first, round), sides)
+    table = examples_of(session, (first, round), sides, config.replay, run.seed)
     if not table.num_rows:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
         return session.finished(step, round, started)

@@ -9,7 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from strop.core.replay import replayed
+from strop.core.seeds import derive
 from strop.core.session import Session
+from strop.core.trainer.config import Replay
 from strop.storage.ids import stamp
 from strop.storage.tables import Policy, Row, StageRun, TokenLogps
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 EXAMPLES = """
-SELECT e.example_id, e.kind, e.prompt, e.completion, e.chosen, e.rejected,
+SELECT e.round, e.example_id, e.kind, e.prompt, e.completion, e.chosen, e.rejected,
        CASE WHEN e.kind <> 'pair' THEN a.token_ids END AS completion_token_ids,
        CASE WHEN e.kind = 'pair' THEN a.token_ids END AS chosen_token_ids,
        b.token_ids AS rejected_token_ids,
@@ -92,8 +95,14 @@ class Sides:
         return len(rows), {TokenLogps.TABLE: [file]}
 
 
-def examples_of(session: Session, window: tuple[int, int], sides: Sides | None) -> pa.Table:
+def examples_of(
+    session: Session, window: tuple[int, int], sides: Sides | None, replay: Replay | None, seed: int
+) -> pa.Table:
     """The examples of these rounds (first and last) as the trainer reads them."""
     rows, params = session.rows_sql("examples")
     table = session.lake.arrow(EXAMPLES.format(rows=rows), [*params, *window])
+    if replay is not None:
+        made, groups = (table.column(name).to_pylist() for name in ("round", "group_id"))
+        table = table.take(replayed(made, groups, window[1], replay, derive(seed, "replay")))
+    table = table.drop_columns(["round"])
     return table if sides is None else sides.added_to(table)

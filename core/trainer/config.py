@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from strop.core.plugin import Config
+from strop.core.plugin import LATER, Config
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -24,10 +24,21 @@ class Lora(Config):
     """Scale: the adapters' product is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input."""
+    dora: Annotated[bool, LATER] = False
+    """Train magnitude and direction of each weight apart (DoRA: Liu et al. 2024, 2402.09353)."""
     target_modules: str | list[str] = "all-linear"
     """Modules to adapt: names, a regular expression, or 'all-linear' (every linear layer but the output head)."""
     merge: bool = True
     """Write full weights with the adapters merged in; false = the adapter alone, which only some engines load."""
+
+
+class Replay(Config):
+    """Examples of earlier rounds, beside all of this round's."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Of the examples trained on, those that come from earlier rounds."""
+    recency: NonNegativeFloat = 1.0
+    """An example t rounds old is drawn with weight t^-recency; 0 = all alike."""
 
 
 class Train(Config):
@@ -41,6 +52,8 @@ class Train(Config):
     """The frozen reference policy, read only when the objective requires one; 'init' = where training starts."""
     data_window: PositiveInt | Literal["all"] = 1
     """Rounds whose examples are trained on, counted back from this one."""
+    replay: Annotated[Replay | None, LATER] = None
+    """Draw from the earlier rounds of the window instead of using them whole; null = all of the window."""
     lr: PositiveFloat = 1e-5
     """Peak learning rate. Rule of thumb: 1e-5 full, 1e-4 with LoRA; preference objectives a tenth of it."""
     epochs: PositiveInt = 2
@@ -71,3 +84,9 @@ class Train(Config):
     seldom enough that saving takes under a twentieth of the time."""
     threads: PositiveInt | None = None
     """CPU threads; null = as many as the run gives its trainer."""
+
+    @model_validator(mode="after")
+    def _has_rounds_to_draw_from(self) -> Train:
+        if self.replay is not None and self.data_window == 1:
+            raise ValueError("replay draws from earlier rounds: set data_window to how many, or to all")
+        return self

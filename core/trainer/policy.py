@@ -79,10 +79,10 @@ def load_adapter(directory: Path, lora: Lora, keep_dtype: bool) -> tuple[Any, An
 
     wrapper = AutoPeftModelForCausalLM.from_pretrained(directory, dtype="auto", is_trainable=True)
     old = wrapper.peft_config["default"]
-    if (old.r, old.lora_alpha) != (lora.r, lora.alpha):
+    if (old.r, old.lora_alpha, old.use_dora) != (lora.r, lora.alpha, lora.dora):
         raise StageError(
-            f"the policy is an adapter of r {old.r}, alpha {old.lora_alpha}, and train.lora asks for r {lora.r}, alpha "
-            f"{lora.alpha}: write the same, or merge: true"
+            f"the policy is an adapter of r {old.r}, alpha {old.lora_alpha}, dora {old.use_dora}, and train.lora asks "
+            f"for r {lora.r}, alpha {lora.alpha}, dora {lora.dora}: write the same, or merge: true"
         )
     model = wrapper.get_base_model()
     stored: torch.dtype = model.dtype
@@ -99,6 +99,7 @@ def add_adapters(model: Any, lora: Lora) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=lora.dropout,
+        use_dora=lora.dora,
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )

@@ -195,7 +195,7 @@ def test_two_verifiers_both_examine_the_held_out_problems(recipe_file):
             ("engine: hf", "engine: {use: scripted, rules: [{match: a, replies: [a], rply: b}]}"),
             "'rply'; there is: match, replies",
         ),
-        (("lr: 1.0e-3", "lora: {rank: 3}"), r"unknown key 'rank'; there is: alpha, dropout, merge, r"),
+        (("lr: 1.0e-3", "lora: {rank: 3}"), r"unknown key 'rank'; there is: alpha, dora, dropout, merge, r"),
     ],
 )
 def test_a_recipe_the_loop_could_not_run_is_refused(recipe_file, change, message):

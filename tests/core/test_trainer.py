@@ -272,11 +272,12 @@ def test_the_seed_alone_decides_the_order(job):
     assert one == same != other
 
 
-def test_adapters_alone_are_trained_and_merging_them_changes_no_logit(job, base):
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_adapters_alone_are_trained_and_merging_them_changes_no_logit(job, base, dora):
     from peft import PeftModel
 
     rows = trainer_tiny.sft_rows(20)
-    lora = {"r": 4, "alpha": 8}
+    lora = {"r": 4, "alpha": 8, "dora": dora}
     merged = train(job(rows, batch_tokens=60, lr=1e-2, lora=lora))
     kept = train(job(rows, batch_tokens=60, lr=1e-2, lora=lora | {"merge": False}))
     assert (merged.kind, kept.kind) == ("full", "lora")
@@ -288,6 +289,8 @@ def test_adapters_alone_are_trained_and_merging_them_changes_no_logit(job, base)
     with quiet():
         adapted = PeftModel.from_pretrained(load(base), kept.output)
     torch.testing.assert_close(load(merged.output)(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+    magnitudes = [name for name in adapted.state_dict() if "magnitude" in name]
+    assert bool(magnitudes) == dora
 
 
 def test_a_kept_adapter_is_trained_on_and_stands_on_the_same_base(job, base):
@@ -302,6 +305,8 @@ def test_a_kept_adapter_is_trained_on_and_stands_on_the_same_base(job, base):
     assert third.loss < second.loss
     with pytest.raises(StageError, match=r"r 4.*r 8"):
         train(job(rows, lora=lora | {"r": 8}, init=first.output))
+    with pytest.raises(StageError, match=r"dora False.*dora True"):
+        train(job(rows, lora=lora | {"dora": True}, init=first.output))
 
 
 def test_modules_that_do_not_exist_are_named(job):
