@@ -94,6 +94,7 @@ def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index
             logps_of=work.logps_of,
             objective=work.objective,
             device=work.device,
+            old=work.known.old,
         )
         loss.value.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.value.detach())

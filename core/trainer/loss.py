@@ -87,6 +87,7 @@ def micro_loss(
     items: Sequence[Item],
     step: Step,
     whole: tuple[StepRows, dict[int, int]] | None,
+    old: Reference | None,
     reference: Reference | None,
     logps_of: LogpsOf,
     objective: Callable[[Any], Loss],
@@ -94,7 +95,7 @@ def micro_loss(
 ) -> Loss:
     """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
     if whole is None:
-        return objective(_pairs([items[i] for i in members], members, step, reference, logps_of, device))
+        return objective(_pairs(members, items, step, old, reference, logps_of, device))
     rows, place = whole
     batch = inputs([items[i].sequences[0] for i in members], device)
     predicted = logps_of(batch)
@@ -114,22 +115,25 @@ def micro_loss(
 
 
 def _pairs(
-    chosen: Sequence[Item],
     members: Sequence[int],
+    items: Sequence[Item],
     step: Step,
+    old: Reference | None,
     reference: Reference | None,
     logps_of: LogpsOf,
     device: str,
 ) -> PairBatch:
+    chosen = [items[i] for i in members]
     both = inputs([item.sequences[side] for side in (0, 1) for item in chosen], device)
     logps = spread(logps_of(both).logps, both)
-    n = len(chosen)
-    sums = [
-        None
-        if reference is None
-        else torch.tensor([float(reference.logps[i][side].sum()) for i in members], device=device)
-        for side in (0, 1)
-    ]
+    n, width = len(chosen), both.mask.shape[1]
+
+    def known(policy: Reference | None) -> tuple[Tensor, Tensor] | None:
+        if policy is None:
+            return None
+        first, second = (_padded([policy.logps[i][side] for i in members], 0.0, device, width) for side in (0, 1))
+        return first, second
+
     return PairBatch(
         chosen_logps=logps[:n],
         chosen_mask=both.mask[:n],
@@ -139,8 +143,8 @@ def _pairs(
         margins=torch.tensor([item.margin for item in chosen], dtype=torch.float32, device=device),
         step_pairs=step.sequences,
         step_chosen_tokens=step.tokens,
-        reference_chosen=sums[0],
-        reference_rejected=sums[1],
+        reference_logps=known(reference),
+        old_logps=known(old),
     )
 
 

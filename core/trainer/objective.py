@@ -111,10 +111,10 @@ class PairBatch:
     """Pairs in the whole optimiser step."""
     step_chosen_tokens: float
     """Sum of the chosen masks over the whole optimiser step."""
-    reference_chosen: Tensor | None = None
-    """[B] sum over tokens under the reference policy, when the mark requires 'reference'."""
-    reference_rejected: Tensor | None = None
-    """[B]"""
+    reference_logps: tuple[Tensor, Tensor] | None = None
+    """[B, T] chosen and [B, T'] rejected under the reference policy, when the mark requires 'reference'."""
+    old_logps: tuple[Tensor, Tensor] | None = None
+    """[B, T] and [B, T'] under the policy as training found it, when the mark requires 'old'."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -452,3 +452,13 @@ def test_each_prompt_meets_the_completion_of_another_prompt(job, base):
     found = [i and i.sequences[0].ids.tolist() for i in mismatched_items(items, 9)]
     assert found == [[1, 2, 8, 9], [1, 2, 8, 9], [3, 5]]
     assert [i and i.sequences[0].ids.tolist() for i in mismatched_items(items, 3)] == [None, None, [3, 5]]
+
+
+def test_pairs_are_held_against_the_policy_as_training_found_it(job, tmp_path):
+    # refuel at its first step: the log-ratios to the old policy are 0, whatever the reference; the loss is (eta .5)^2
+    rows = [row | {"margin": 0.5} for row in trainer_tiny.pair_rows(6)]
+    other = trainer_tiny.make_policy(tmp_path / "other", seed=1)
+    result = train(job(rows, "refuel", config={"eta": 3.0}, reference=other, **ONE_STEP))
+    assert result.loss == pytest.approx(2.25, abs=1e-4)
+    with pytest.raises(StageError, match="needs the column 'margin'"):
+        train(job(trainer_tiny.pair_rows(6), "refuel", **ONE_STEP))
