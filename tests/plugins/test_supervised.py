@@ -47,12 +47,24 @@ def with_demonstrations(batch=None):
 
 
 PLAIN = [
-    ("dft", {}), ("nft", {}), ("nft", {"prompt_weight": "linear", "negative": 0.5}), ("entropy_sft", {}),
-    ("entropy_sft", {"share": 0.3}), ("reward_weighted_sft", {"tau": 0.5}), ("f_sft", {"divergence": "tv"}),
-    ("f_sft", {}), ("f_sft", {"divergence": "squared_hellinger", "beta": 1.0}), ("a_lol", {}),
-    ("a_lol", {"ratio": "token"}), ("a_lol", {"ratio": None}), ("kdrl", {"kd": 0.1}), ("kdrl", {"kd": 0.1, "wrong_only": True}), ("reverse_kl", {}),
-    ("confidence_sft", {}), ("unlikelihood", {}),
-]  # fmt: skip
+    ("dft", {}),
+    ("nft", {}),
+    ("nft", {"prompt_weight": "linear", "negative": 0.5}),
+    ("entropy_sft", {}),
+    ("entropy_sft", {"share": 0.3}),
+    ("reward_weighted_sft", {"tau": 0.5}),
+    ("f_sft", {}),
+    ("f_sft", {"divergence": "tv"}),
+    ("f_sft", {"divergence": "squared_hellinger", "beta": 1.0}),
+    ("a_lol", {}),
+    ("a_lol", {"ratio": "token"}),
+    ("a_lol", {"ratio": None}),
+    ("kdrl", {"kd": 0.1}),
+    ("kdrl", {"kd": 0.1, "wrong_only": True}),
+    ("reverse_kl", {}),
+    ("confidence_sft", {}),
+    ("unlikelihood", {}),
+]
 MIXED = [
     ("hpt", {}), ("hpt", {"gate": 1, "sft": 0.3}), ("hpt", {"gate": None}), ("srft", {}), ("critique_grpo", {}),
 ]  # fmt: skip
@@ -298,11 +310,12 @@ def test_entropy_sft_of_all_tokens_is_sft_and_of_few_is_one_a_sequence():
     assert value("entropy_sft", f2(entropy=F2_ENTROPY), share=0.1) == pytest.approx((1.0 + 0.4) / 2)
 
 
-@pytest.mark.parametrize("length", range(1, 40))
-def test_the_share_of_a_sequence_is_rounded_down_whatever_the_float(length):
-    mask = torch.ones(1, length)
-    assert entropies.share_of(mask, 0.7).item() == max(1, 7 * length // 10)
-    assert entropies.largest(torch.zeros(1, length), mask, 0.7).sum().item() == max(1, 7 * length // 10)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_share_of_a_sequence_is_rounded_down_whatever_the_float(kind):
+    mask = (torch.arange(200) < torch.arange(1, 201)[:, None]).to(kind)
+    expected = [max(1, 29 * n // 100) for n in range(1, 201)]  # .29 * 100 is 28.999999999999996
+    assert entropies.share_of(mask, 0.29).tolist() == expected
+    assert entropies.largest(torch.zeros(200, 200), mask, 0.29).sum(1).tolist() == expected
 
 
 def test_confidence_sft_by_hand():
