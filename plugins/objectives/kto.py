@@ -42,7 +42,7 @@ def kto(config: Kto, *, batch: SequenceBatch) -> Loss:
         raise ValueError(
             'the batch has no mismatched: the objective\'s mark asks for them with requires=("mismatched",)'
         )
-    kl = batch.step.mismatched.mean().clamp(min=0).detach()
+    kl = batch.step.mismatched.nanmean().nan_to_num().clamp(min=0).detach()  # 0 where no prompt has another's
     known = ~batch.rewards.isnan()
     good = batch.rewards > config.threshold
     reward = config.beta * ((batch.logps - batch.reference_logps) * batch.mask).sum(1)

@@ -320,6 +320,12 @@ def test_kto_holds_a_negative_estimate_of_the_divergence_at_zero():
     assert below == zero
 
 
+def test_kto_passes_over_prompts_that_met_no_completion_of_another():
+    some, all_of = (method("kto")(kto_step(values)).value.item() for values in ((math.nan, 0.2), (0.2, 0.2)))
+    assert some == all_of
+    assert math.isfinite(method("kto")(kto_step((math.nan, math.nan))).value.item())
+
+
 def test_kto_leaves_out_what_could_not_be_scored():
     loss = method("kto")(kto_step(rewards=(1.0, math.nan)))
     assert loss.value.item() == pytest.approx(0.492501, abs=1e-6)
