@@ -257,7 +257,9 @@ class Example(Row):
         default_factory=list
     )
     group_id: Annotated[int | None, _col("BIGINT", "group of a 'group' example")] = None
-    reward: Annotated[float | None, _col("DOUBLE", "reward of a 'group' example; null = not scored, or a demonstration")] = None
+    reward: Annotated[
+        float | None, _col("DOUBLE", "reward of a 'group' example; null = not scored, or a demonstration")
+    ] = None
     weight: Annotated[float | None, _col("DOUBLE", "weight in the loss; null = 1")] = None
     margin: Annotated[float | None, _col("DOUBLE", "score of chosen minus score of rejected")] = None
     loss_spans: Annotated[
