@@ -79,7 +79,9 @@ class Purse:
         with self._change():
             (amount,) = self._db.execute("SELECT amount FROM open WHERE id = ?", [number]).fetchone()
             lost = amount if cost is None else 0.0
-            self._db.execute("UPDATE total SET spent = spent + ?, lost = lost + ?", [lost if lost else cost, lost])
+            self._db.execute(
+                "UPDATE total SET spent = spent + ?, lost = lost + ?", [amount if cost is None else cost, lost]
+            )
             self._db.execute("DELETE FROM open WHERE id = ?", [number])
 
     def spending(self) -> Spending:

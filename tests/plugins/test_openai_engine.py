@@ -145,7 +145,7 @@ def test_what_may_pass_is_tried_again_until_every_completion_is_there(toy, engin
     bad = once_in(often, misdeed)
     left = iter([True] * 30 + [False] * 10**6)
     server = toy(misdeed=lambda handler, body: next(left) and bad(handler, body))
-    found = engines(server, timeout_s=0.3, retries=50).sample(ASKED, SAMPLING)
+    found = engines(server, timeout_s=0.3, retries=50, patience_s=60).sample(ASKED, SAMPLING)
     assert texts(found) == expected
     assert len(server.bodies) > 24
 

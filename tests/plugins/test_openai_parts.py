@@ -146,6 +146,13 @@ def test_what_a_killed_worker_had_under_way_counts_as_spent(tmp_path):
     purse.close()
 
 
+def test_a_request_without_a_price_costs_nothing_though_its_answer_never_came():
+    purse = Purse(None)
+    purse.settle(purse.reserve(0.0, None), None)
+    assert (purse.spending().spent, purse.spending().lost, purse.spending().open) == (0.0, 0.0, 0.0)
+    purse.close()
+
+
 def test_a_worker_with_requests_under_way_is_waited_for(tmp_path):
     one, two = Purse(tmp_path), Purse(tmp_path)
     two._owner = f"{os.getppid()}-{psutil.Process(os.getppid()).create_time():.2f}"
