@@ -378,7 +378,8 @@ class Mark:
     """Objectives: the kind of example they learn from, 'sft', 'pair' or 'group'."""
     requires: frozenset[str] = frozenset()
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'). Objectives: what is to be computed for them,
-    'reference' and 'old' (log-probabilities under these policies), 'entropy' (the policy's own, with its gradient)."""
+    'reference' and 'old' (log-probabilities under these policies), 'entropy' (the policy's own, with its gradient),
+    'mismatched' (log-ratios of completions behind other prompts)."""
     weights: bool = True
     """Bases: whether the policy it gives has weights. Engines: whether they need them."""
     alone: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from strop.core.completions import distinct, dropped_by
 from strop.core.problems import key_of
 from strop.core.verdicts import groups, verdicts
 from strop.storage.tables import Decision, Problem, Rollout, Score
@@ -26,17 +27,10 @@ def contrasts(
     verdict = verdicts(scores)
     if rollouts and not verdict:
         raise ValueError(f"{who} tells right from wrong, and no rollout has a verdict: put a `verify` before it")
-    dropped = {d.subject_id for d in decisions if d.subject_kind == "rollout" and not d.keep}
+    dropped = dropped_by(decisions)
     found = []
     for group in sorted(groups(rollouts), key=lambda g: key_of(problems[g[0].problem_id])):
         came = [r for r in group if r.finish_reason != "error"]
         good = [r for r in came if verdict.get(r.rollout_id) == "pass" and r.rollout_id not in dropped]
-        found.append(Contrast(_distinct(good), _distinct([r for r in came if verdict.get(r.rollout_id) == "fail"])))
+        found.append(Contrast(distinct(good), distinct([r for r in came if verdict.get(r.rollout_id) == "fail"])))
     return found
-
-
-def _distinct(rollouts: list[Rollout]) -> list[Rollout]:
-    first: dict[str, Rollout] = {}
-    for rollout in rollouts:
-        first.setdefault(rollout.completion, rollout)
-    return list(first.values())

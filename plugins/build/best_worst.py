@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from strop.core.completions import distinct, dropped_by, loss_prompt
 from strop.core.plugin import Config, stage
 from strop.core.problems import key_of
 from strop.core.verdicts import groups, values
@@ -36,12 +37,12 @@ def best_worst(
 ) -> list[Example]:
     """Pairs in order of problem key. What a filter dropped may be rejected and is never chosen."""
     value = values(scores, config.scorer)
-    dropped = {d.subject_id for d in decisions if d.subject_kind == "rollout" and not d.keep}
+    dropped = dropped_by(decisions)
     found = []
     for group in sorted(groups(rollouts), key=lambda g: key_of(problems[g[0].problem_id])):
         scored = [r for r in group if r.rollout_id in value and r.finish_reason != "error"]
-        best = _distinct(sorted((r for r in scored if r.rollout_id not in dropped), key=lambda r: -value[r.rollout_id]))
-        worst = _distinct(sorted(scored, key=lambda r: value[r.rollout_id]))
+        best = distinct(sorted((r for r in scored if r.rollout_id not in dropped), key=lambda r: -value[r.rollout_id]))
+        worst = distinct(sorted(scored, key=lambda r: value[r.rollout_id]))
         for chosen, rejected in list(zip(best, worst, strict=False))[: config.per_problem]:
             margin = value[chosen.rollout_id] - value[rejected.rollout_id]
             if margin > 0 and margin >= config.min_margin and chosen.completion != rejected.completion:
@@ -53,17 +54,10 @@ def _pair(chosen: Rollout, rejected: Rollout, margin: float) -> Example:
     return Example(
         kind="pair",
         problem_id=chosen.problem_id,
-        prompt=chosen.prompt if chosen.train_prompt is None else chosen.train_prompt,
+        prompt=loss_prompt(chosen),
         chosen=chosen.completion,
         rejected=rejected.completion,
         rollout_id=chosen.rollout_id,
         rejected_rollout_id=rejected.rollout_id,
         margin=margin,
     )
-
-
-def _distinct(rollouts: list[Rollout]) -> list[Rollout]:
-    first: dict[str, Rollout] = {}
-    for rollout in rollouts:
-        first.setdefault(rollout.completion, rollout)
-    return list(first.values())

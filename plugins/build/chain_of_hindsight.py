@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from strop.core.completions import loss_prompt
 from strop.core.plugin import Config, stage
 from strop.plugins.build._contrast import contrasts
 from strop.storage.tables import Decision, Example, Problem, Rollout, Score
@@ -66,7 +67,7 @@ def _row(parts: list[tuple[str, Rollout]]) -> Example:
     return Example(
         kind="sft",
         problem_id=first.problem_id,
-        prompt=(first.prompt if first.train_prompt is None else first.train_prompt) + words,
+        prompt=loss_prompt(first) + words,
         completion=text,
         rollout_id=first.rollout_id,
         sources=[rollout.rollout_id for _, rollout in later],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
+from strop.core.completions import dropped_by, loss_prompt
 from strop.core.plugin import Config, stage
 from strop.core.problems import key_of
 from strop.core.verdicts import groups, values
@@ -41,7 +42,7 @@ def grouped(
     value = values(scores, config.scorer)
     if rollouts and not value:
         raise ValueError("grouped learns from rewards, and no rollout has a score: put a `verify` before it")
-    dropped = {d.subject_id for d in decisions if d.subject_kind == "rollout" and not d.keep}
+    dropped = dropped_by(decisions)
     found = []
     for group in sorted(groups(rollouts), key=lambda g: key_of(problems[g[0].problem_id])):
         members = [
@@ -57,7 +58,7 @@ def _member(rollout: Rollout, reward: float) -> Example:
     return Example(
         kind="group",
         problem_id=rollout.problem_id,
-        prompt=rollout.prompt if rollout.train_prompt is None else rollout.train_prompt,
+        prompt=loss_prompt(rollout),
         completion=rollout.completion,
         rollout_id=rollout.rollout_id,
         group_id=rollout.group_id,

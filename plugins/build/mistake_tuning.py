@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
+from strop.core.completions import loss_prompt
 from strop.core.plugin import Config, stage
 from strop.plugins.build._contrast import contrasts
 from strop.storage.tables import Decision, Example, Problem, Rollout, Score
@@ -51,7 +52,7 @@ def _row(rollout: Rollout, marker: str) -> Example:
     return Example(
         kind="sft",
         problem_id=rollout.problem_id,
-        prompt=(rollout.prompt if rollout.train_prompt is None else rollout.train_prompt) + marker,
+        prompt=loss_prompt(rollout) + marker,
         completion=rollout.completion,
         rollout_id=rollout.rollout_id,
         loss_spans=rollout.loss_spans,

@@ -12,6 +12,7 @@ from collections import defaultdict
 
 from pydantic import PositiveInt
 
+from strop.core.completions import distinct, loss_prompt
 from strop.core.plugin import Config, stage
 from strop.core.problems import by_key, key_of
 from strop.core.seeds import derive
@@ -56,7 +57,7 @@ def rft(
                 Example(
                     kind="sft",
                     problem_id=rollout.problem_id,
-                    prompt=rollout.prompt if rollout.train_prompt is None else rollout.train_prompt,
+                    prompt=loss_prompt(rollout),
                     completion=rollout.completion,
                     rollout_id=rollout.rollout_id,
                     weight=weights.get(rollout.rollout_id),
@@ -67,10 +68,7 @@ def rft(
 
 
 def _choice(rollouts: list[Rollout], count: int, seed: int) -> list[Rollout]:
-    distinct: dict[str, Rollout] = {}
-    for rollout in sorted(rollouts, key=lambda r: (r.sample_index, r.rollout_id)):
-        distinct.setdefault(rollout.completion, rollout)
-    found = list(distinct.values())
+    found = distinct(sorted(rollouts, key=lambda r: (r.sample_index, r.rollout_id)))
     chosen = random.Random(seed).sample(range(len(found)), min(count, len(found)))
     return [found[i] for i in sorted(chosen)]
 

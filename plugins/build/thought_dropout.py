@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
+from strop.core.completions import loss_prompt
 from strop.core.plugin import Config, stage
 from strop.core.problems import key_of
 from strop.core.seeds import derive
@@ -55,7 +56,7 @@ def thought_dropout(
                 Example(
                     kind="sft",
                     problem_id=rollout.problem_id,
-                    prompt=rollout.prompt if rollout.train_prompt is None else rollout.train_prompt,
+                    prompt=loss_prompt(rollout),
                     completion=text,
                     rollout_id=rollout.rollout_id,
                     loss_spans=rollout.loss_spans,
