@@ -379,7 +379,8 @@ class Mark:
     requires: frozenset[str] = frozenset()
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'). Objectives: what is to be computed for them,
     'reference' and 'old' (log-probabilities under these policies), 'entropy' (the policy's own, with its gradient),
-    'mismatched' (log-ratios of completions behind other prompts)."""
+    'step_entropy' (of the whole step's targets, before it), 'mismatched' (log-ratios of completions behind other
+    prompts)."""
     weights: bool = True
     """Bases: whether the policy it gives has weights. Engines: whether they need them."""
     alone: bool = False
@@ -388,6 +389,8 @@ class Mark:
     """Modules that a verifier of single rollouts imports when called: loaded before the first one's time begins."""
     requires_if: Mapping[str, str] = field(default_factory=dict)
     """Objectives: what is required only where this setting is neither 0 nor null nor false."""
+    corrupts: Callable[[Any, float], Any] | None = None
+    """Objectives: (config, share of training done) -> `Corruption` (strop.core.corruption) of what the policy reads."""
 
     def required(self, config: Config | None) -> frozenset[str]:
         """What is required under this config."""
@@ -410,6 +413,7 @@ def stage(
     alone: bool = False,
     imports: Sequence[str] = (),
     requires_if: Mapping[str, str] | None = None,
+    corrupts: Callable[[Any, float], Any] | None = None,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
 
@@ -459,6 +463,7 @@ def stage(
             alone,
             tuple(imports),
             dict(requires_if or {}),
+            corrupts,
         )
         return function
 

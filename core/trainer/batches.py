@@ -118,7 +118,7 @@ def inputs(sequences: Sequence[Encoded], device: str) -> Inputs:
     mask = np.zeros((len(sequences), max(len(s.mask) for s in sequences)), dtype=np.float32)
     rows, slots, targets, positions = [], [], [], []
     for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence.ids) - 1] = sequence.ids[:-1]
+        ids[row, : len(sequence.ids) - 1] = (sequence.ids if sequence.read is None else sequence.read)[:-1]
         mask[row, : len(sequence.mask)] = sequence.mask
         slot = np.flatnonzero(sequence.mask)
         rows.append(np.full(len(slot), row))

@@ -72,6 +72,15 @@ class TokenLogps(nn.Module):
                 parts.append(self._head(*piece))
         return torch.cat(parts, 1)
 
+    def best(self, ids: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        """[N] the likeliest token after each of N places of ids [B, L]."""
+        if not self.split:
+            found: Tensor = self.model(input_ids=ids, use_cache=False).logits[row, position].argmax(-1)
+            return found
+        hidden = self._hidden(ids)[row, position]
+        chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
+        return torch.cat([self._logits(piece).argmax(-1) for piece in hidden.split(chunk)])
+
     def _hidden(self, ids: Tensor) -> Tensor:
         hidden: Tensor = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         return hidden

@@ -17,10 +17,11 @@ import torch
 from strop.core.trainer.batches import Step
 from strop.core.trainer.checkpoint import load_checkpoint, save_checkpoint
 from strop.core.trainer.config import Train
+from strop.core.trainer.corrupt import Corrupter
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
-from strop.core.trainer.loss import LogpsOf, micro_loss, step_rows
+from strop.core.trainer.loss import EntropyOf, LogpsOf, micro_loss, step_entropy, step_rows
 from strop.core.trainer.objective import Loss, StepRows
 from strop.storage.errors import StageError
 
@@ -44,6 +45,9 @@ class Work:
     objective: Callable[[Any], Loss]
     known: Known
     device: str
+    corrupter: Corrupter | None = None
+    entropy_of: EntropyOf | None = None
+    """When the mark requires 'step_entropy'."""
 
 
 def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[dict[str, float]]:
@@ -56,7 +60,7 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
     begun = time.monotonic()
     for index in range(len(metrics), len(work.steps)):
         step = work.steps[index]
-        values = _optimise(config, work, optimizer, index)
+        values = _optimise(config, work, optimizer, metrics)
         metrics.append({"step": index + 1} | values)
         tokens += step.targets
         now = time.monotonic()
@@ -76,18 +80,26 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
     return metrics
 
 
-def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index: int) -> dict[str, float]:
-    """One optimiser step. Returns its metrics; what is not finite raises StageError before it touches a weight."""
+def _optimise(
+    config: Train, work: Work, optimizer: torch.optim.Optimizer, before: list[dict[str, float]]
+) -> dict[str, float]:
+    """One optimiser step, after those `before` it.
+
+    Returns its metrics; what is not finite raises StageError before it touches a weight.
+    """
+    index = len(before)
     step, rate = work.steps[index], learning_rate(config, index, len(work.steps))
+    progress = index / len(work.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     whole = _whole(work, step)
+    items = work.items if work.corrupter is None else work.corrupter.step(work.items, step, index, progress)
     losses, reported = [], dict[str, float]()
     for members in step.micro:
         loss = micro_loss(
             members,
-            items=work.items,
+            items=items,
             step=step,
             whole=whole,
             reference=work.known.reference,
@@ -95,6 +107,8 @@ def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index
             objective=work.objective,
             device=work.device,
             old=work.known.old,
+            progress=progress,
+            history=tuple(before),
         )
         loss.value.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.value.detach())
@@ -118,6 +132,7 @@ def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
         old=None if work.known.old is None else [work.known.old.logps[i][0] for i in members],
         reference=None if work.known.reference is None else [work.known.reference.logps[i][0] for i in members],
         mismatched=moved,
+        entropy=None if work.entropy_of is None else step_entropy(work.items, step, work.entropy_of, work.device),
         device=work.device,
     )
     return rows, {i: row for row, i in enumerate(members)}

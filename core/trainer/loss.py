@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRow
 
 LogpsOf = Callable[[Inputs], Predicted]
 """What the policy makes of the wanted targets."""
+EntropyOf = Callable[[Inputs], Tensor]
+"""[N] of the policy's distribution at each of the wanted targets, without gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,10 @@ def step_rows(
     old: Sequence[Any] | None,
     reference: Sequence[Any] | None,
     mismatched: Sequence[float] | None,
+    entropy: Sequence[Any] | None = None,
     device: str,
 ) -> StepRows:
-    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T]."""
+    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T], like `entropy`."""
     mask = _padded([item.sequences[0].mask for item in chosen], 0.0, device)
     width = mask.shape[1]
 
@@ -78,13 +81,25 @@ def step_rows(
         old_logps=known(old),
         reference_logps=known(reference),
         mismatched=None if mismatched is None else each(mismatched),
+        entropy=known(entropy),
+        strata=torch.tensor([item.stratum for item in chosen], dtype=torch.int64, device=device),
     )
+
+
+def step_entropy(items: Sequence[Item], step: Step, entropy_of: EntropyOf, device: str) -> list[np.ndarray[Any, Any]]:
+    """[T] of each of the step's sequences, in the order of its micro-batches."""
+    found: list[np.ndarray[Any, Any]] = []
+    for members in step.micro:
+        batch = inputs([items[i].sequences[0] for i in members], device)
+        rows = spread(entropy_of(batch), batch).cpu().numpy()
+        found += [row[: len(items[i].sequences[0].mask)] for i, row in zip(members, rows, strict=True)]
+    return found
 
 
 def micro_loss(
     members: Sequence[int],
     *,
-    items: Sequence[Item],
+    items: Sequence[Item] | Mapping[int, Item],
     step: Step,
     whole: tuple[StepRows, dict[int, int]] | None,
     old: Reference | None,
@@ -92,10 +107,12 @@ def micro_loss(
     logps_of: LogpsOf,
     objective: Callable[[Any], Loss],
     device: str,
+    progress: float = 0.0,
+    history: Sequence[Mapping[str, float]] = (),
 ) -> Loss:
     """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
     if whole is None:
-        return objective(_pairs(members, items, step, old, reference, logps_of, device))
+        return objective(_pairs(members, items, step, old, reference, logps_of, device, progress))
     rows, place = whole
     batch = inputs([items[i].sequences[0] for i in members], device)
     predicted = logps_of(batch)
@@ -110,18 +127,21 @@ def micro_loss(
             step=rows,
             rows=at,
             entropy=None if predicted.entropy is None else spread(predicted.entropy, batch),
+            progress=progress,
+            history=history,
         )
     )
 
 
 def _pairs(
     members: Sequence[int],
-    items: Sequence[Item],
+    items: Sequence[Item] | Mapping[int, Item],
     step: Step,
     old: Reference | None,
     reference: Reference | None,
     logps_of: LogpsOf,
     device: str,
+    progress: float,
 ) -> PairBatch:
     chosen = [items[i] for i in members]
     both = inputs([item.sequences[side] for side in (0, 1) for item in chosen], device)
@@ -145,6 +165,7 @@ def _pairs(
         step_chosen_tokens=step.tokens,
         reference_logps=known(reference),
         old_logps=known(old),
+        progress=progress,
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from strop.core.registry import find
+from strop.core.plugin import Config
+from strop.core.registry import Plugin, find
 from strop.core.seeds import derive
 from strop.core.trainer.batches import Inputs, plan
 from strop.core.trainer.checkpoint import finished, save_policy
@@ -23,6 +24,7 @@ from strop.core.trainer.encode import encode
 from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples
 from strop.core.trainer.known import known
 from strop.core.trainer.logps import Predicted, TokenLogps
+from strop.core.trainer.look import corrupter, entropy_of
 from strop.core.trainer.loop import Progress, Work, run
 from strop.core.trainer.loss import LogpsOf
 from strop.core.trainer.objective import Loss
@@ -69,7 +71,11 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     policy = TokenLogps(loaded.model, entropy="entropy" in requires)
     logps_of = _forward(policy, use_bfloat16(config, device), device)
-    work = Work(items, steps, trained, logps_of, objective, stored, device)
+    how: dict[str, Any] = {"bfloat16": use_bfloat16(config, device), "device": device}
+    plugin, settings = _plugin(job)
+    inputs_of = corrupter(plugin.mark, settings, policy, loaded.tokenizer, seed=job.seed, **how)
+    sureness = entropy_of(policy, **how) if "step_entropy" in requires else None
+    work = Work(items, steps, trained, logps_of, objective, stored, device, inputs_of, sureness)
     metrics = run(job, config, work, progress)
     tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
     result = TrainResult(
@@ -86,10 +92,14 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
     return result
 
 
-def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[str], frozenset[str]]:
+def _plugin(job: TrainJob) -> tuple[Plugin, Config]:
     local = job.objective_origin.endswith(".py")
     plugin = find("objective", f"{job.objective_origin}:{job.objective}" if local else job.objective)
-    config = plugin.configure(dict(job.objective_config))
+    return plugin, plugin.configure(dict(job.objective_config))
+
+
+def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[str], frozenset[str]]:
+    plugin, config = _plugin(job)
     needs = ["behaviour_logps" if name == "logps" else name for name in sorted(plugin.mark.needs)]
     for name in needs:
         if name not in COLUMNS:
