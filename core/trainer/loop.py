@@ -20,7 +20,8 @@ from strop.core.trainer.config import Train
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
-from strop.core.trainer.loss import LogpsOf, micro_loss, step_rows
+from strop.core.trainer.logps import Reader
+from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
 from strop.storage.errors import StageError
 
@@ -40,15 +41,14 @@ class Work:
     steps: list[Step]
     trained: dict[str, torch.nn.Parameter]
     """The parameters in training, by name."""
-    logps_of: LogpsOf
+    read: Reader
     objective: Callable[[Any], Loss]
     known: Known
-    device: str
 
 
 def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[dict[str, float]]:
     """Take the optimiser steps, from the last checkpoint on. Returns the metrics of every step."""
-    optimizer = _optimizer(work.trained, config, work.device)
+    optimizer = _optimizer(work.trained, config, work.read.device)
     key = job.key()
     metrics = _restore(job, key, work.trained, optimizer)
     saved_at, save_s = time.monotonic(), 0.0
@@ -91,9 +91,8 @@ def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index
             step=step,
             whole=whole,
             reference=work.known.reference,
-            logps_of=work.logps_of,
+            read=work.read,
             objective=work.objective,
-            device=work.device,
             old=work.known.old,
         )
         loss.value.backward()  # type: ignore[no-untyped-call]
@@ -112,13 +111,13 @@ def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
     members = [i for micro in step.micro for i in micro]
     if len(work.items[members[0]].sequences) == 2:
         return None
-    moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.logps_of, work.device)
+    moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.read)
     rows = step_rows(
         [work.items[i] for i in members],
         old=None if work.known.old is None else [work.known.old.logps[i][0] for i in members],
         reference=None if work.known.reference is None else [work.known.reference.logps[i][0] for i in members],
         mismatched=moved,
-        device=work.device,
+        device=work.read.device,
     )
     return rows, {i: row for row, i in enumerate(members)}
 
