@@ -9,21 +9,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from strop.core.corruption import Corruption
 from strop.core.seeds import derive
-from strop.core.trainer.batches import Inputs, Step, inputs
+from strop.core.trainer.batches import Step
 from strop.core.trainer.encode import Encoded, IntArray, Item
+from strop.core.trainer.logps import Reader
+from strop.core.trainer.look import likeliest
 from strop.storage.errors import StageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-BestOf = Callable[[Inputs], "Tensor"]
-"""[N] the token that the policy finds likeliest at each of the N targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +29,9 @@ class Corrupter:
     wanted: Callable[[float], Corruption]
     """By the share of training done."""
     tokenizer: Any
-    best_of: BestOf
+    read: Reader
+    """Asked for the policy's own tokens."""
     seed: int
-    device: str
 
     def step(self, items: Sequence[Item], step: Step, index: int, progress: float) -> dict[int, Item]:
         """The items of step `index`, by their place, with what the policy is to read of each."""
@@ -65,10 +61,7 @@ class Corrupter:
         if corruption.by == "mask":
             token = mask_token(self.tokenizer, corruption.token)
             return [np.full(len(sequence.mask), token, dtype=np.int64) for sequence in sequences]
-        batch = inputs(sequences, self.device)
-        best = np.zeros(tuple(batch.mask.shape), dtype=np.int64)
-        best[batch.row.cpu().numpy(), batch.slot.cpu().numpy()] = self.best_of(batch).cpu().numpy()
-        return [row[: len(sequence.mask)] for row, sequence in zip(best, sequences, strict=True)]
+        return likeliest(sequences, self.read)
 
 
 def mask_token(tokenizer: Any, named: str | None) -> int:

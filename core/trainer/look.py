@@ -1,55 +1,55 @@
-"""The policy in training looked at between its steps: what it would write, and how sure it is, without gradient."""
+"""The policy in training looked at between its steps, without gradient and without dropout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from strop.core.plugin import Config, Mark
-from strop.core.trainer.batches import Inputs
-from strop.core.trainer.corrupt import Corrupter
-from strop.core.trainer.logps import TokenLogps
-from strop.core.trainer.loss import EntropyOf
+from strop.core.trainer.batches import Step, inputs
+from strop.core.trainer.encode import Encoded, Item
+from strop.core.trainer.logps import Reader, TokenLogps
 
-
-def corrupter(
-    mark: Mark, settings: Config, policy: TokenLogps, tokenizer: Any, *, seed: int, bfloat16: bool, device: str
-) -> Corrupter | None:
-    """What replaces input tokens, where the objective's mark asks for it."""
-    corrupts = mark.corrupts
-    if corrupts is None:
-        return None
-
-    def best_of(batch: Inputs) -> Tensor:
-        with _looked_at(policy, bfloat16, device):
-            return policy.best(batch.ids, batch.row, batch.position)
-
-    return Corrupter(lambda progress: corrupts(settings, progress), tokenizer, best_of, seed, device)
+Array = np.ndarray[Any, Any]
 
 
-def entropy_of(policy: TokenLogps, *, bfloat16: bool, device: str) -> EntropyOf:
-    """Of the policy's distribution at each target."""
-    seen = TokenLogps(policy.model, entropy=True)
+def step_entropy(items: Sequence[Item], step: Step, read: Reader) -> list[Array]:
+    """[T] of the distribution at each target of the step's sequences, in the order of its micro-batches."""
+    found: list[Array] = []
+    for members in step.micro:
+        sequences = [items[i].sequences[0] for i in members]
+        with _looking(read):
+            entropy = read(sequences).entropy
+        assert entropy is not None, "the reader is one that gives entropies"
+        found += _rows(entropy.cpu().numpy(), sequences)
+    return found
 
-    def entropy(batch: Inputs) -> Tensor:
-        with _looked_at(seen, bfloat16, device):
-            found = seen(batch.ids, batch.row, batch.position, batch.target).entropy
-        assert isinstance(found, Tensor)
-        return found
 
-    return entropy
+def likeliest(sequences: Sequence[Encoded], read: Reader) -> list[Array]:
+    """[T] the likeliest token at each target that the loss covers, after the true ones before it; 0 elsewhere."""
+    batch = inputs(sequences, read.device, packed=read.packed)
+    policy = read.policy
+    assert isinstance(policy, TokenLogps)
+    with (
+        _looking(read),
+        torch.autocast(read.device.split(":")[0], dtype=torch.bfloat16, enabled=read.bfloat16),
+    ):
+        best = torch.zeros_like(batch.mask, dtype=torch.int64).index_put((batch.row, batch.slot), policy.best(batch))
+    return _rows(best.cpu().numpy(), sequences)
+
+
+def _rows(values: Array, sequences: Sequence[Encoded]) -> list[Array]:
+    return [row[: len(sequence.mask)] for row, sequence in zip(values, sequences, strict=True)]
 
 
 @contextmanager
-def _looked_at(policy: TokenLogps, bfloat16: bool, device: str) -> Iterator[None]:
-    """No gradient, and no dropout."""
-    policy.model.eval()
+def _looking(read: Reader) -> Iterator[None]:
+    read.policy.eval()
     try:
-        with torch.no_grad(), torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=bfloat16):
+        with torch.no_grad():
             yield
     finally:
-        policy.model.train()
+        read.policy.train()

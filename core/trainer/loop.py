@@ -21,7 +21,9 @@ from strop.core.trainer.corrupt import Corrupter
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
-from strop.core.trainer.loss import EntropyOf, LogpsOf, micro_loss, step_entropy, step_rows
+from strop.core.trainer.logps import Reader
+from strop.core.trainer.look import step_entropy
+from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
 from strop.storage.errors import StageError
 
@@ -41,18 +43,18 @@ class Work:
     steps: list[Step]
     trained: dict[str, torch.nn.Parameter]
     """The parameters in training, by name."""
-    logps_of: LogpsOf
+    read: Reader
     objective: Callable[[Any], Loss]
     known: Known
-    device: str
-    corrupter: Corrupter | None = None
-    entropy_of: EntropyOf | None = None
-    """When the mark requires 'step_entropy'."""
+    corrupter: Corrupter | None
+    """Where the objective's mark has `corrupts`."""
+    entropy: Reader | None
+    """Reads the entropy of a step before it is taken, when the mark requires 'step_entropy'."""
 
 
 def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[dict[str, float]]:
     """Take the optimiser steps, from the last checkpoint on. Returns the metrics of every step."""
-    optimizer = _optimizer(work.trained, config, work.device)
+    optimizer = _optimizer(work.trained, config, work.read.device)
     key = job.key()
     metrics = _restore(job, key, work.trained, optimizer)
     saved_at, save_s = time.monotonic(), 0.0
@@ -87,7 +89,7 @@ def _optimise(
 
     Returns its metrics; what is not finite raises StageError before it touches a weight.
     """
-    index = len(before)
+    index, history = len(before), tuple(before)
     step, rate = work.steps[index], learning_rate(config, index, len(work.steps))
     progress = index / len(work.steps)
     for group in optimizer.param_groups:
@@ -103,12 +105,11 @@ def _optimise(
             step=step,
             whole=whole,
             reference=work.known.reference,
-            logps_of=work.logps_of,
+            read=work.read,
             objective=work.objective,
-            device=work.device,
             old=work.known.old,
             progress=progress,
-            history=tuple(before),
+            history=history,
         )
         loss.value.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.value.detach())
@@ -126,14 +127,14 @@ def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
     members = [i for micro in step.micro for i in micro]
     if len(work.items[members[0]].sequences) == 2:
         return None
-    moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.logps_of, work.device)
+    moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.read)
     rows = step_rows(
         [work.items[i] for i in members],
         old=None if work.known.old is None else [work.known.old.logps[i][0] for i in members],
         reference=None if work.known.reference is None else [work.known.reference.logps[i][0] for i in members],
         mismatched=moved,
-        entropy=None if work.entropy_of is None else step_entropy(work.items, step, work.entropy_of, work.device),
-        device=work.device,
+        entropy=None if work.entropy is None else step_entropy(work.items, step, work.entropy),
+        device=work.read.device,
     )
     return rows, {i: row for row, i in enumerate(members)}
 

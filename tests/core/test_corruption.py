@@ -17,6 +17,7 @@ from strop.core.trainer.batches import inputs, plan
 from strop.core.trainer.corrupt import Corrupter, mask_token
 from strop.core.trainer.encode import encode
 from strop.core.trainer.job import TrainJob, read_examples, write_examples
+from strop.core.trainer.logps import Reader, TokenLogps
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.train import train
 from strop.storage.errors import StageError
@@ -67,14 +68,9 @@ def items(base, tmp_path):
     return encode(table, tokenizer(base), max_length=48, longest="the context")
 
 
-def corrupter(base, wanted, seed=3):
-    policy = model(base)
-
-    def best_of(batch):
-        with torch.no_grad():
-            return policy(batch.ids).logits[batch.row, batch.position].argmax(-1)
-
-    return Corrupter(lambda progress: wanted, tokenizer(base), best_of, seed, "cpu")
+def corrupter(base, wanted, seed=3, packed=False):
+    read = Reader(TokenLogps(model(base)), "cpu", packed=packed)
+    return Corrupter(lambda progress: wanted, tokenizer(base), read, seed)
 
 
 def one_step(items, micro=10**6):
@@ -103,7 +99,7 @@ def test_targets_stay_what_they_were(base, items):
     order = range(40)
     plain = inputs([items[i].sequences[0] for i in order], "cpu")
     masked = inputs([found[i].sequences[0] for i in order], "cpu")
-    for name in ("row", "position", "slot", "target", "mask"):
+    for name in ("row", "at", "slot", "target", "mask"):
         assert torch.equal(getattr(plain, name), getattr(masked, name)), name
     assert not torch.equal(plain.ids, masked.ids)
 
@@ -117,6 +113,7 @@ def test_what_is_replaced_goes_by_seed_step_and_example_alone(base, items, by):
     wanted = Corruption(0.5, by)
     whole = reads(corrupter(base, wanted).step(items, one_step(items), 4, 0.0))
     assert reads(corrupter(base, wanted).step(items, one_step(items, micro=60), 4, 0.9)) == whole
+    assert reads(corrupter(base, wanted, packed=True).step(items, one_step(items, micro=90), 4, 0.0)) == whole
     assert reads(corrupter(base, wanted).step(items, one_step(items), 5, 0.0)) != whole
     assert reads(corrupter(base, wanted, seed=4).step(items, one_step(items), 4, 0.0)) != whole
 
@@ -209,14 +206,15 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(job, objective):
 
 
 @pytest.mark.parametrize("objective", ["masked_thought", "scheduled_sampling"])
-def test_the_cut_into_micro_batches_changes_nothing(job, objective):
+def test_neither_micro_batches_nor_packing_change_anything(job, objective):
     rows = trainer_tiny.sft_rows(24)
     config = {"warmup": 0.0} if objective == "masked_thought" else {"start": 0.5}
     found = [
-        [m["loss"] for m in train(job(rows, objective, config=config, micro_batch_tokens=n)).metrics]
-        for n in (10**6, 40)
+        [m["loss"] for m in train(job(rows, objective, config=config, micro_batch_tokens=n, packing=p)).metrics]
+        for n, p in ((10**6, False), (40, False), (100, True))
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0] == pytest.approx(found[2], rel=1e-4)
 
 
 class Watch(Config):

@@ -66,7 +66,8 @@ PLAIN = [
     ("unlikelihood", {}),
 ]
 MIXED = [
-    ("hpt", {}), ("hpt", {"entropy": 0.1}), ("hpt", {"gate": 1, "sft": 0.3}), ("hpt", {"gate": None}), ("srft", {}), ("critique_grpo", {}),
+    ("hpt", {}), ("hpt", {"entropy": 0.1}), ("hpt", {"gate": 1, "sft": 0.3}), ("hpt", {"gate": None}), ("srft", {}),
+    ("critique_grpo", {}),
 ]  # fmt: skip
 
 
