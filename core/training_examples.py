@@ -25,7 +25,7 @@ SELECT e.round, e.example_id, e.kind, e.prompt, e.completion, e.chosen, e.reject
        CASE WHEN e.kind = 'pair' THEN a.token_ids END AS chosen_token_ids,
        b.token_ids AS rejected_token_ids,
        CASE WHEN e.kind = 'group' THEN a.logps END AS behaviour_logps,
-       e.reward, e.group_id, e.weight, e.margin, e.loss_spans
+       e.reward, e.group_id, e.weight, e.margin, e.loss_spans, e.stratum
 FROM ({rows}) e
 LEFT JOIN rollouts a ON a.rollout_id = e.rollout_id AND a.completion = coalesce(e.completion, e.chosen)
 LEFT JOIN rollouts b ON b.rollout_id = e.rejected_rollout_id AND b.completion = e.rejected

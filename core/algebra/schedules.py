@@ -15,7 +15,7 @@ def linear(progress: float, start: float, end: float, over: float = 1.0) -> floa
 
 def exponential(progress: float, start: float, end: float) -> float:
     """From start to end by equal factors: start (end / start)^progress; both above 0."""
-    return start * (end / start) ** progress
+    return start * math.exp(progress * math.log(end / start))
 
 
 def piecewise(progress: float, knots: Sequence[tuple[float, float]]) -> float:

@@ -22,8 +22,8 @@ def strata_of(step: StepRows) -> Tensor:
 
 def within_groups(group_ids: Tensor, strata: Tensor) -> Tensor:
     """[S] ids of (group, stratum): the strata of two groups are never the same."""
-    _, inside = torch.unique(torch.stack([group_ids, strata], 1), dim=0, return_inverse=True)
-    return inside
+    found: tuple[Tensor, Tensor] = torch.unique(torch.stack([group_ids, strata], 1), dim=0, return_inverse=True)
+    return found[1]
 
 
 def strata_entropy(rewards: Tensor, group_ids: Tensor, strata: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ class TokenLogps(nn.Module):
             return found
         hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
         chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
-        return torch.cat([self._logits(piece).argmax(-1) for piece in hidden.split(chunk)])
+        pieces = (hidden[start : start + chunk] for start in range(0, len(hidden), chunk))
+        return torch.cat([self._logits(piece).argmax(-1) for piece in pieces])
 
     def _hidden(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         hidden: Tensor = self.model.get_decoder()(**_reads(ids, positions)).last_hidden_state

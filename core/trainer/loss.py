@@ -73,8 +73,17 @@ def step_rows(
         reference_logps=known(reference),
         mismatched=None if mismatched is None else each(mismatched),
         entropy=known(entropy),
+        targets=_targets(chosen, width, device),
         strata=torch.tensor([item.stratum for item in chosen], dtype=torch.int64, device=device),
     )
+
+
+def _targets(chosen: Sequence[Item], width: int, device: str) -> Tensor:
+    out = np.zeros((len(chosen), width), dtype=np.int64)
+    for row, item in zip(out, chosen, strict=True):
+        ids = item.sequences[0].ids[item.sequences[0].prompt_length :]
+        row[: len(ids)] = ids
+    return torch.from_numpy(out).to(device)
 
 
 def micro_loss(

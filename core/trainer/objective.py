@@ -30,6 +30,8 @@ class StepRows:
     """[S] int64; a group stays within one step. -1 where the examples have none."""
     strata: Tensor | None = None
     """[S] int64, which part of its group a sequence belongs to; -1 where the example has none."""
+    targets: Tensor | None = None
+    """[S, T] int64, the tokens; 0 beyond a sequence's end."""
     behaviour_logps: Tensor | None = None
     """[S, T] under the distribution they were sampled from."""
     old_logps: Tensor | None = None

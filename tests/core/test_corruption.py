@@ -294,3 +294,12 @@ def test_the_objectives_run_in_the_trainer(job, objective):
     result = train(job(group_rows(), objective, epochs=2, batch_tokens=10))
     assert all(np.isfinite(m["loss"]) for m in result.metrics)
     assert find("objective", objective).mark.examples == "group"
+
+
+def test_ditto_lowers_what_is_repeated_in_a_real_training(job):
+    rows = [
+        {"example_id": i, "kind": "sft", "prompt": f"{i}=", "completion": "7+7=" * 5, "stratum": 5} for i in range(8)
+    ] + [row | {"example_id": 50 + i, "stratum": 0} for i, row in enumerate(trainer_tiny.sft_rows(8))]
+    found = train(job(rows, "ditto", epochs=6, batch_tokens=400, lr=3e-3, schedule="constant")).metrics
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert 0 < found[0]["copied"] < 1

@@ -248,3 +248,51 @@ def test_grouped_rewards_by_the_scorer_named_and_trains_on_the_training_prompt()
     scores = judged(rollouts, 1) + judged(rollouts, 0.25, scorer="judge")
     (found,) = grouped(rollouts, scores, scorer="judge")
     assert (found.reward, found.prompt, found.loss_spans) == (0.25, "without the hint", [0, 1])
+
+
+def test_grouped_makes_one_stratum_of_equal_answers():
+    rollouts = group(1, "a", "b", "c", "d", "e") + group(2, "f", "g")
+    answers = ("7", " 7", None, "8", "", "7", "7")
+    scores = [replace(s, answer=a) for s, a in zip(judged(rollouts, 1, 1, 0, 0, 0, 1, 1), answers, strict=True)]
+    assert [e.stratum for e in grouped(rollouts, scores, stratum="answer")] == [0, 0, 1, 2, 1, 0, 0]
+    assert [e.stratum for e in grouped(rollouts, scores)] == [None] * 7
+
+
+def test_grouped_takes_the_answers_of_the_scorer_named():
+    rollouts = group(1, "a", "b")
+    found = [
+        replace(s, answer=a)
+        for scorer, answers in (("answer", "xx"), ("judge", "xy"))
+        for s, a in zip(judged(rollouts, 1, 0, scorer=scorer), answers, strict=True)
+    ]
+    assert [e.stratum for e in grouped(rollouts, found, stratum="answer", scorer="judge")] == [0, 1]
+    assert [e.stratum for e in grouped(rollouts, found, stratum="answer")] == [0, 0]
+
+
+def test_grouped_makes_one_stratum_of_equal_numbers_of_turns():
+    rollouts = [
+        replace(r, turn_offsets=offsets)
+        for r, offsets in zip(group(1, "aaaa", "bbbb", "cccc"), ([0, 2], [0], [0, 3]), strict=True)
+    ]
+    assert [e.stratum for e in grouped(rollouts, judged(rollouts, 1, 0, 0), stratum="turns")] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("stratum", "what"), [("answer", "no score has one"), ("turns", "no rollout has any")])
+def test_grouped_without_what_strata_go_by_says_so(stratum, what):
+    rollouts = group(1, "a")
+    with pytest.raises(ValueError, match=what):
+        grouped(rollouts, judged(rollouts, 1), stratum=stratum)
+
+
+def test_grouped_weighs_hard_prompts_more():
+    rollouts = group(1, *"abcd") + group(2, *"abcd") + group(3, "a")
+    scores = judged(rollouts, 1, 0, 0, 0, 1, 1, 1, 0, 0)
+
+    def weights(**config):
+        return {e.group_id: e.weight for e in grouped(rollouts, scores, **config)}
+
+    assert weights() == dict.fromkeys((1, 2, 3))
+    assert weights(difficulty="linear") == pytest.approx({1: 0.75, 2: 0.25, 3: 0.98})
+    assert weights(difficulty="root") == pytest.approx({1: 3**0.5, 2: 3**-0.5, 3: 7.0})
+    with pytest.raises(ValueError, match=r"got 1\.5"):
+        grouped(group(1, "a"), judged(group(1, "a"), 1.5), difficulty="root")

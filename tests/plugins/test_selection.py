@@ -357,3 +357,19 @@ def test_one_side_alone_counts_fully_and_flat_prompts_have_no_part():
 def test_rewards_between_are_refused_where_solved_ones_are_counted():
     with pytest.raises(ValueError, match="needs rewards 0 and 1"):
         objective("weighted_grpo")(f1(rewards=[0.5] * 8))
+
+
+def test_a_ratio_to_what_a_hinted_prompt_made_likely():
+    """Guide: one token, -2.1 without the hint and -1.4 with it; e^-.7 = .496585."""
+    batch = sequences([[-2.1], [-1.0]], [[1.0], [1.0]], rewards=(1, -1), groups=(0, 0), behaviour=[[-1.4], [-1.0]])
+    found = gradient(objective("grpo", low=0.9), batch)
+    assert found[0].item() == pytest.approx(-0.496585 * SCALE / 2, abs=1e-6)
+
+
+def test_difficulty_weights_of_gui_g1_are_example_weights_under_dr_grpo():
+    batch = f1()
+    first = sequences(
+        batch.logps.detach()[:4], batch.mask[:4], rewards=F1_REWARDS[:4], groups=F1_GROUPS[:4],
+        behaviour=batch.logps.detach()[:4], weights=(1.5, 1, 1, 1),
+    )  # fmt: skip
+    assert objective("dr_grpo", length=64)(first).value.item() == pytest.approx(-0.004395, abs=1e-6)
