@@ -14,6 +14,7 @@ from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
 from strop.core.trainer.config import Train
 from strop.core.trainer.job import TrainJob, TrainResult, write_examples
+from strop.core.trainer.trl_config import Trl
 from strop.core.training_examples import Sides, examples_of
 from strop.core.workers import Workers
 from strop.storage.checkpoints import adopt
@@ -33,7 +34,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
         return session.skipped(step, round)
     started = time.perf_counter()
     config = step.config
-    assert isinstance(config, Train)
+    assert isinstance(config, Train | Trl)
     init = policy_called(session, config.init_from)
     reference = None
     if "reference" in step.plugin.mark.required(step.objective):
@@ -42,7 +43,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     session.emit(Event("stage_start", session.run_id, round, step.label))
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
-    sides = None if reference is None else Sides(session, reference, (first, round))
+    sides = None if reference is None or isinstance(config, Trl) else Sides(session, reference, (first, round))
     table = examples_of(session, (first, round), sides, config.replay, run.seed)
     if not table.num_rows:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
@@ -79,7 +80,7 @@ def _job(
     session: Session,
     run: StageRun,
     step: Step,
-    config: Train,
+    config: Train | Trl,
     init: Policy,
     reference: Policy | None,
     examples: pa.Table,
@@ -91,7 +92,7 @@ def _job(
         examples=write_examples(work / "examples.parquet", examples),
         output=work / "policy",
         work=work / "checkpoints",
-        objective=step.plugin.name,
+        objective=_objective(step),
         objective_origin=step.plugin.origin,
         objective_config=step.objective.model_dump(mode="json") if step.objective else {},
         train=config.model_dump(mode="json"),
@@ -118,12 +119,17 @@ def _policy(
         reference_policy_id=reference.policy_id if reference else None,
         path=str(path),
         content_hash=content_hash,
-        objective=step.plugin.name,
+        objective=_objective(step),
         examples=result.examples,
         steps=result.steps,
         loss=result.loss,
         detail=canonical_json({"metrics": result.metrics[-1:]}),
     )
+
+
+def _objective(step: Step) -> str:
+    """What trained a policy, by name."""
+    return f"trl {step.config.trainer}" if isinstance(step.config, Trl) else step.plugin.name
 
 
 def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> TrainResult:
@@ -145,7 +151,8 @@ def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> 
 
     trainer = Workers(1, session.lake.root / "logs" / session.run_id / "train", threads=session.cores)
     try:
-        ((_, result),) = trainer.run(_train, [job], show)
+        work = _train_with_trl if isinstance(step.config, Trl) else _train
+        ((_, result),) = trainer.run(work, [job], show)
     finally:
         trainer.release()
     assert isinstance(result, TrainResult)
@@ -154,6 +161,12 @@ def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> 
 
 def _train(job: TrainJob, report: Callable[[Any], None]) -> TrainResult:
     from strop.core.trainer.train import train
+
+    return train(job, report)
+
+
+def _train_with_trl(job: TrainJob, report: Callable[[Any], None]) -> TrainResult:
+    from strop.core.trainer.trl_train import train
 
     return train(job, report)
 

@@ -93,9 +93,20 @@ def load_adapter(directory: Path, lora: Lora, keep_dtype: bool) -> tuple[Any, An
 
 def add_adapters(model: Any, lora: Lora) -> Any:
     """Put fresh adapters into the model, in place; everything else is frozen. Returns the PEFT wrapper."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    adapters = LoraConfig(
+    try:
+        with quiet():
+            return get_peft_model(model, lora_config(lora))
+    except ValueError as error:
+        raise StageError(f"train.lora does not fit the policy: {error}") from error
+
+
+def lora_config(lora: Lora) -> Any:
+    """The adapters as PEFT describes them."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=lora.dropout,
@@ -103,11 +114,6 @@ def add_adapters(model: Any, lora: Lora) -> Any:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    try:
-        with quiet():
-            return get_peft_model(model, adapters)
-    except ValueError as error:
-        raise StageError(f"train.lora does not fit the policy: {error}") from error
 
 
 def use_bfloat16(config: Train, device: str) -> bool:
