@@ -16,6 +16,8 @@ from strop.core.overrides import overridden
 from strop.core.plugin import STAGES, Config
 from strop.core.registry import Plugin
 from strop.core.trainer.config import Train
+from strop.core.trainer.trl_config import NAME as TRL
+from strop.core.trainer.trl_config import Trl, trains_with
 from strop.core.yaml_source import Location, Source, parse_file
 from strop.storage.errors import PluginError, RecipeError, did_you_mean
 from strop.storage.ids import digest
@@ -88,7 +90,8 @@ class Step:
     plugin: Plugin
     config: Config
     objective: Config | None = None
-    """Settings of the objective; `train` only, whose `plugin` is the objective's and `config` the trainer's."""
+    """Settings of the objective; `train` only, whose `plugin` is the objective's and `config` the trainer's. None
+    where `use: trl` trains."""
     split: str = "train"
     location: Location = ()
 
@@ -268,8 +271,12 @@ def _step(kind: str, value: Any, at: Location, source: Source, folder: Path, *, 
 def _train_step(value: Any, at: Location, source: Source, folder: Path, repeated: bool) -> Step:
     if value is not None and not isinstance(value, str | dict):
         raise source.error(at, "name the objective: `train: sft` or `train: {objective: sft, ...}`")
+    if value == TRL:
+        raise source.error(at, "say which of TRL's trainers: `train: {use: trl, trainer: dpo}`")
     settings = {"objective": value} if isinstance(value, str) else dict(value or {})
     name = _label(settings.pop("as", None), at, source)
+    if "use" in settings:
+        return _trl_step(settings, name, at, source, repeated)
     try:
         config = Train.model_validate(settings)
     except ValidationError as error:
@@ -278,6 +285,22 @@ def _train_step(value: Any, at: Location, source: Source, folder: Path, repeated
     plugin, objective = _configured("objective", use, objective_settings, (*at, "objective"), source, folder)
     name = name or plugin.name
     return Step(f"train.{name}" if repeated else "train", "train", name, plugin, config, objective, location=at)
+
+
+def _trl_step(settings: dict[str, Any], name: str | None, at: Location, source: Source, repeated: bool) -> Step:
+    use = settings.pop("use")
+    if use != TRL:
+        raise source.error(
+            (*at, "use"),
+            f"`use` hands the examples to another trainer, and there is {TRL!r}; got {use!r}. Strop's own takes "
+            "`objective`",
+        )
+    try:
+        config = Trl.model_validate(settings)
+    except ValidationError as error:
+        raise _first_error(error, Trl, source, at) from error
+    name = name or TRL
+    return Step(f"train.{name}" if repeated else "train", "train", name, trains_with(config), config, location=at)
 
 
 def _entry(kind: str, value: Any, at: Location, source: Source) -> tuple[str, str | None, dict[str, Any]]:

@@ -8,6 +8,8 @@ from strop.core import registry
 from strop.core.plugin import STAGES, Config
 from strop.core.recipe import ROUND_KINDS, RecipeFile
 from strop.core.trainer.config import Train
+from strop.core.trainer.trl_config import NAME as TRL
+from strop.core.trainer.trl_config import Trl
 
 
 def json_schema() -> dict[str, Any]:
@@ -76,8 +78,12 @@ def _train(definitions: dict[str, Any]) -> dict[str, Any]:
     objective = _entry("objective", definitions)
     schema["properties"] = {**schema["properties"], "objective": objective, "as": {"type": "string"}}
     definitions["train"] = schema
+    other = _settings(Trl, definitions)
+    other["properties"] = {"use": {"const": TRL}, **other["properties"], "as": {"type": "string"}}
+    other["required"] = ["use", *other["required"]]
+    definitions["train.trl"] = other
     names = registry.builtin_names("objective")
-    return {"anyOf": [{"type": "string", "examples": names}, {"$ref": "#/$defs/train"}]}
+    return {"anyOf": [{"type": "string", "examples": names}, {"$ref": "#/$defs/train"}, {"$ref": "#/$defs/train.trl"}]}
 
 
 def _settings(config: type[Config], definitions: dict[str, Any]) -> dict[str, Any]:

@@ -53,5 +53,6 @@ def kind_of(label: str) -> str:
 
 
 def _entry(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """A `train` stage is named by its objective, every other by `use`."""
-    return {k: v for k, v in settings.items() if k != "use"} if kind == "train" else settings
+    """A `train` stage is named by its objective, every other, and what TRL trains, by `use`."""
+    named = kind == "train" and "objective" in settings
+    return {k: v for k, v in settings.items() if k != "use"} if named else settings

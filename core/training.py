@@ -15,6 +15,7 @@ from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
 from strop.core.trainer.config import Train
 from strop.core.trainer.job import TrainJob, TrainResult, write_examples
+from strop.core.trainer.trl_config import Trl
 from strop.core.training_examples import Sides, examples_of
 from strop.core.workers import Workers
 from strop.storage.checkpoints import adopt
@@ -34,7 +35,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
         return session.skipped(step, round)
     started = time.perf_counter()
     config = step.config
-    assert isinstance(config, Train)
+    assert isinstance(config, Train | Trl)
     init = policy_called(session, config.init_from)
     reference = None
     if "reference" in step.plugin.mark.required(step.objective):
@@ -43,7 +44,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     session.emit(Event("stage_start", session.run_id, round, step.label))
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
-    sides = None if reference is None else Sides(session, reference, (first, round))
+    sides = None if reference is None or isinstance(config, Trl) else Sides(session, reference, (first, round))
     table = examples_of(session, (first, round), sides, config.replay, run.seed)
     if not table.num_rows:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
@@ -86,7 +87,7 @@ def _job(
     session: Session,
     run: StageRun,
     step: Step,
-    config: Train,
+    config: Train | Trl,
     init: Policy,
     reference: Policy | None,
     examples: pa.Table,
@@ -98,12 +99,12 @@ def _job(
         examples=write_examples(work / "examples.parquet", examples),
         output=work / "policy",
         work=work / "checkpoints",
-        objective=step.plugin.name,
+        objective=_objective(step),
         objective_origin=step.plugin.origin,
         objective_config=step.objective.model_dump(mode="json") if step.objective else {},
         train=config.model_dump(mode="json", exclude=set(config.operation())),
         seed=run.seed,
-        threads=max(1, session.cores // config.processes),
+        threads=max(1, session.cores // _processes(config)),
     )
 
 
@@ -125,7 +126,7 @@ def _policy(
         reference_policy_id=reference.policy_id if reference else None,
         path=str(path),
         content_hash=content_hash,
-        objective=step.plugin.name,
+        objective=_objective(step),
         examples=result.examples,
         steps=result.steps,
         loss=result.loss,
@@ -151,10 +152,19 @@ def _steps(session: Session, run: StageRun, policy: Policy, result: TrainResult)
     ]
 
 
+def _processes(config: Any) -> int:
+    """TRL's trainers run in one."""
+    return config.processes if isinstance(config, Train) else 1
+
+
+def _objective(step: Step) -> str:
+    """What trained a policy, by name."""
+    return f"trl {step.config.trainer}" if isinstance(step.config, Trl) else step.plugin.name
+
+
 def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> TrainResult:
     """Fresh processes, so that the memory training took is free when generation starts again."""
-    assert isinstance(step.config, Train)
-    world = step.config.processes
+    world = _processes(step.config)
     meeting = job.work / "meeting"
     job.work.mkdir(parents=True, exist_ok=True)
     meeting.unlink(missing_ok=True)
@@ -176,7 +186,8 @@ def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> 
     logs = session.lake.root / "logs" / session.run_id / "train"
     trainer = Workers(world, logs, threads=max(1, session.cores // world))
     try:
-        found = dict(trainer.run(_train, [(job, rank, world, meeting) for rank in range(world)], show))
+        work = _train_with_trl if isinstance(step.config, Trl) else _train
+        found = dict(trainer.run(work, [(job, rank, world, meeting) for rank in range(world)], show))
     finally:
         trainer.release()
     result: TrainResult = found[0]
@@ -191,6 +202,12 @@ def _train(part: tuple[TrainJob, int, int, Path], report: Callable[[Any], None])
     job, rank, world, meeting = part
     with joined(rank, world, meeting, pick_device()):
         return train(job, report, Ranks(rank, world))
+
+
+def _train_with_trl(part: tuple[TrainJob, int, int, Path], report: Callable[[Any], None]) -> TrainResult:
+    from strop.core.trainer.trl_train import train
+
+    return train(part[0], report)
 
 
 def checkpoint_path(session: Session, path: Path) -> str:

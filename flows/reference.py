@@ -15,6 +15,7 @@ from strop.core.plugin import STAGES, Config
 from strop.core.recipe import RecipeFile, load, shipped
 from strop.core.recipe_schema import json_schema
 from strop.core.trainer.config import Lora, Train
+from strop.core.trainer.trl_config import Trl
 from strop.storage.kinds import KINDS
 from strop.storage.links import LINKS
 from strop.storage.ready_views import READY, Query, examples
@@ -46,7 +47,8 @@ def plugins_page() -> str:
 def recipe_page() -> str:
     """The keys of a recipe file, the trainer's settings, and the shipped recipes."""
     out = [NOTE, "# Recipes\n", "## Top level\n", _settings_table(RecipeFile), "## train\n", _settings_table(Train)]
-    out += ["## train: lora\n", _settings_table(Lora), "## Shipped recipes\n"]
+    out += ["## train: lora\n", _settings_table(Lora), "## train: use: trl\n", _settings_table(Trl)]
+    out.append("## Shipped recipes\n")
     out.append("| name | rounds | stages | what it is |\n|---|---|---|---|")
     for name, description in shipped().items():
         recipe = load(name)

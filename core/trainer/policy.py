@@ -43,7 +43,7 @@ def load_policy(directory: Path, config: Train, *, device: str) -> Loaded:
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(directory)
         if lora is not None and not lora.merge and (directory / ADAPTER).is_file():
-            wrapper, model, stored = load_adapter(directory, config, keep_dtype)
+            wrapper, model, stored = load_adapter(directory, lora, keep_dtype, config.attention)
         else:
             model, stored = load_model(directory, keep_dtype=keep_dtype, attention=config.attention)
     model.to(device)
@@ -76,15 +76,15 @@ def load_model(directory: Path, *, keep_dtype: bool = False, attention: str | No
     return (model if keep_dtype else model.float()), stored
 
 
-def load_adapter(directory: Path, config: Train, keep_dtype: bool) -> tuple[Any, Any, torch.dtype]:
+def load_adapter(
+    directory: Path, lora: Lora, keep_dtype: bool, attention: str | None = None
+) -> tuple[Any, Any, torch.dtype]:
     """An unmerged adapter to train on: its wrapper, the model it sits in, and the stored type of the weights."""
     from peft import AutoPeftModelForCausalLM
 
-    lora = config.lora
-    assert lora is not None
-    with _attention(config.attention):
+    with _attention(attention):
         wrapper = AutoPeftModelForCausalLM.from_pretrained(
-            directory, dtype="auto", is_trainable=True, attn_implementation=config.attention
+            directory, dtype="auto", is_trainable=True, attn_implementation=attention
         )
     old = wrapper.peft_config["default"]
     if (old.r, old.lora_alpha, old.use_dora) != (lora.r, lora.alpha, lora.dora):
@@ -101,9 +101,20 @@ def load_adapter(directory: Path, config: Train, keep_dtype: bool) -> tuple[Any,
 
 def add_adapters(model: Any, lora: Lora) -> Any:
     """Put fresh adapters into the model, in place; everything else is frozen. Returns the PEFT wrapper."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    adapters = LoraConfig(
+    try:
+        with quiet():
+            return get_peft_model(model, lora_config(lora))
+    except ValueError as error:
+        raise StageError(f"train.lora does not fit the policy: {error}") from error
+
+
+def lora_config(lora: Lora) -> Any:
+    """The adapters as PEFT describes them."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=lora.dropout,
@@ -111,11 +122,6 @@ def add_adapters(model: Any, lora: Lora) -> Any:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    try:
-        with quiet():
-            return get_peft_model(model, adapters)
-    except ValueError as error:
-        raise StageError(f"train.lora does not fit the policy: {error}") from error
 
 
 @contextmanager

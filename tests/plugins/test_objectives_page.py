@@ -41,7 +41,7 @@ def test_every_objective_stands_under_the_kind_it_learns_from():
     assert kinds == {name: find("objective", name).mark.examples for name in builtin_names("objective")}
 
 
-@pytest.mark.parametrize("lines", blocks("yaml"), ids=["grpo", "dpo"])
+@pytest.mark.parametrize("lines", blocks("yaml"), ids=["grpo", "dpo", "trl"])
 def test_the_recipes_are_ones(tmp_path, lines):
     (tmp_path / "page.yaml").write_text(RECIPE + lines)
     recipe = load(str(tmp_path / "page.yaml"))
