@@ -56,11 +56,13 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     except StageError as error:
         raise StageError(f"round {round}, {step.label}: {error}") from error
     policy = _policy(session, run, step, result, init, reference)
+    held_back = set(result.held_back)
     links = [
         PolicyExample(
             run_id=session.run_id, round=round, stage_run_id=run.stage_run_id, policy_id=policy.policy_id, example_id=id
         )
         for id in table.column("example_id").to_pylist()
+        if id not in held_back
     ]
     steps = _steps(session, run, policy, result)
     count, files = (0, {}) if sides is None else sides.computed(session, run, work / "checkpoints")

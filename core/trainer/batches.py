@@ -77,7 +77,7 @@ def plan(
             by_length = chunk[np.argsort(lengths[chunk], kind="stable")]
             n = per_epoch * (number + 1) // chunks - per_epoch * number // chunks
             cuts += [[i for unit in piece for i in units[unit]] for piece in _even(by_length, targets, n)]
-        steps += [_step(items, cuts[i], micro_batch_tokens, packed) for i in rng.permutation(len(cuts))]
+        steps += [one_step(items, cuts[i], micro_batch_tokens, packed) for i in rng.permutation(len(cuts))]
     return steps
 
 
@@ -96,7 +96,8 @@ def _even(order: np.ndarray, size: np.ndarray, n: int) -> list[np.ndarray]:
     return [run for run in np.split(order, np.flatnonzero(np.diff(bins)) + 1) if len(run)]
 
 
-def _step(items: Sequence[Item], members: Sequence[int], micro_batch_tokens: int, packed: bool) -> Step:
+def one_step(items: Sequence[Item], members: Sequence[int], micro_batch_tokens: int, packed: bool) -> Step:
+    """Those items as one step, cut into micro-batches."""
     order = sorted(members, key=lambda i: (items[i].length, i))
     widths = [
         sum(len(s.ids) for s in items[i].sequences) if packed else items[i].length * len(items[i].sequences)

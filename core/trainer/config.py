@@ -41,6 +41,17 @@ class Replay(Config):
     """An example t rounds old is drawn with weight t^-recency; 0 = all alike."""
 
 
+class Validation(Config):
+    """Examples held back to see when to stop."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of the examples, those held back: all of a prompt or none."""
+    every: PositiveFloat = 1.0
+    """Epochs between looks; 0.5 = twice an epoch."""
+    patience: PositiveInt = 1
+    """Looks without a lower loss until training stops. The parameters of the best look are the result."""
+
+
 class Train(Config):
     """Configuration of the `train` stage."""
 
@@ -67,6 +78,8 @@ class Train(Config):
     """How the learning rate falls to zero after the warm-up."""
     warmup: Share = 0.03
     """Share of the steps in which the learning rate rises from zero."""
+    validation: Annotated[Validation | None, LATER] = None
+    """Hold some examples back and stop when the loss on them no longer falls; null = train all epochs."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, on matrices only."""
     max_grad_norm: PositiveFloat = 1.0

@@ -96,6 +96,8 @@ class TrainResult:
     seconds: float
     metrics: list[dict[str, float]]
     """Per optimiser step: step, loss, lr, grad_norm, tokens, and what the objective reports."""
+    held_back: list[int] = field(default_factory=list)
+    """Ids of the examples that were looked at and not trained on."""
 
 
 def arrow_schema() -> pa.Schema:

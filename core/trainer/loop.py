@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
 from strop.core.trainer.ranks import is_sharded, merged, whole
 from strop.core.trainer.state import restore, save
+from strop.core.trainer.validation import Watch
 from strop.storage.errors import StageError
 
 SAVE_EVERY_S = 60.0
@@ -52,6 +53,8 @@ class Work:
     """Where the objective's mark has `corrupts`."""
     entropy: Reader | None
     """Reads the entropy of a step before it is taken, when the mark requires 'step_entropy'."""
+    watch: Watch | None
+    """Where examples are held back."""
 
 
 def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[dict[str, float]]:
@@ -59,18 +62,23 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
     optimizer = _optimizer(work.trained, config, work.read.device)
     key = job.key()
     ranks = work.read.ranks
-    metrics = restore(job, key, work.trained, optimizer, ranks)
+    metrics = restore(job, key, work.trained, optimizer, ranks, work.watch)
     saved_at, save_s = time.monotonic(), 0.0
     tokens = before = sum(step.targets for step in work.steps[: len(metrics)])
     begun = time.monotonic()
     for index in range(len(metrics), len(work.steps)):
+        if work.watch is not None and work.watch.over:
+            break
         step = work.steps[index]
-        values = _optimise(config, work, optimizer, metrics)
-        metrics.append({"step": index + 1} | values)
+        values = {"step": index + 1} | _optimise(config, work, optimizer, metrics)
+        if work.watch is not None and ((index + 1) % work.watch.every == 0 or index + 1 == len(work.steps)):
+            values["validation_loss"] = _look(work, work.watch.step, metrics)
+            work.watch.saw(values["validation_loss"], work.trained)
+        metrics.append(values)
         tokens += step.targets
         now = time.monotonic()
         if ranks.gather(_due(config, index + 1, now - saved_at, save_s))[0]:
-            save(job, key, work.trained, optimizer, metrics, ranks)
+            save(job, key, work.trained, optimizer, metrics, ranks, work.watch)
             saved_at = time.monotonic()
             save_s = saved_at - now
         progress(
@@ -82,7 +90,47 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
                 "tokens_per_s": (tokens - before) / max(now - begun, 1e-9),
             }
         )
+    if work.watch is not None:
+        work.watch.put_back(work.trained)
     return metrics
+
+
+def _look(work: Work, step: Step, before: list[dict[str, float]]) -> float:
+    """The objective's loss on examples that are not trained on."""
+    rows = _whole(work, step)
+    ranks, losses = work.read.ranks, dict[int, float]()
+    work.read.policy.eval()
+    for number, counts in ranks.mine(len(step.micro)):
+        with torch.no_grad():
+            loss = _loss(work, work.items, step, number, rows, 1.0, tuple(before))
+        if counts:
+            losses[number] = float(loss.value)
+    work.read.policy.train()
+    found = merged(ranks.gather(losses))
+    return sum(found[i] for i in range(len(step.micro)))
+
+
+def _loss(
+    work: Work,
+    items: Sequence[Item] | Mapping[int, Item],
+    step: Step,
+    number: int,
+    rows: tuple[StepRows, dict[int, int]] | None,
+    progress: float,
+    history: tuple[Mapping[str, float], ...],
+) -> Loss:
+    return micro_loss(
+        step.micro[number],
+        items=items,
+        step=step,
+        whole=rows,
+        reference=work.known.reference,
+        read=work.read,
+        objective=work.objective,
+        old=work.known.old,
+        progress=progress,
+        history=history,
+    )
 
 
 def _optimise(
@@ -102,18 +150,7 @@ def _optimise(
     items = work.items if work.corrupter is None else work.corrupter.step(work.items, step, index, progress)
     ranks, losses, reported = work.read.ranks, dict[int, Tensor](), dict[int, dict[str, float]]()
     for number, counts in ranks.mine(len(step.micro)):
-        loss = micro_loss(
-            step.micro[number],
-            items=items,
-            step=step,
-            whole=rows,
-            reference=work.known.reference,
-            read=work.read,
-            objective=work.objective,
-            old=work.known.old,
-            progress=progress,
-            history=history,
-        )
+        loss = _loss(work, items, step, number, rows, progress, history)
         (loss.value if counts else loss.value * 0.0).backward()  # type: ignore[no-untyped-call]
         if counts:
             losses[number] = loss.value.detach()

@@ -10,12 +10,18 @@ from torch import Tensor
 from strop.core.trainer.checkpoint import load_checkpoint, save_checkpoint
 from strop.core.trainer.job import TrainJob
 from strop.core.trainer.ranks import Ranks, like, whole
+from strop.core.trainer.validation import Watch
 
 Parameters = dict[str, torch.nn.Parameter]
 
 
 def restore(
-    job: TrainJob, key: str, trained: Parameters, optimizer: torch.optim.Optimizer, ranks: Ranks
+    job: TrainJob,
+    key: str,
+    trained: Parameters,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
+    watch: Watch | None,
 ) -> list[dict[str, float]]:
     """Put the last checkpoint's state in place; the metrics of the steps it has behind it."""
     state = load_checkpoint(job.work, key)
@@ -30,6 +36,8 @@ def restore(
         torch.set_rng_state(cpu)
         if torch.cuda.is_available() and cuda is not None:
             torch.cuda.set_rng_state(cuda)
+    if watch is not None:
+        watch.restore(state["watch"], trained)
     metrics: list[dict[str, float]] = state["metrics"]
     return metrics
 
@@ -41,11 +49,13 @@ def save(
     optimizer: torch.optim.Optimizer,
     metrics: list[dict[str, float]],
     ranks: Ranks,
+    watch: Watch | None,
 ) -> None:
     """Write a checkpoint; every process must call this, the first one writes."""
     parameters = {name: whole(p.detach()) for name, p in trained.items()}
     held = optimizer.state_dict()
     state = {i: {name: _plain(value) for name, value in values.items()} for i, values in held["state"].items()}
+    watched = None if watch is None else watch.state()
     random = ranks.gather((torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None))
     if ranks.first:
         save_checkpoint(
@@ -56,6 +66,7 @@ def save(
                 "optimizer": held | {"state": state},
                 "rng": random,
                 "metrics": metrics,
+                "watch": watched,
             },
         )
     ranks.gather(None)  # nobody goes on before it is there

@@ -18,7 +18,7 @@ import torch
 from strop.core.plugin import Config
 from strop.core.registry import Plugin, find
 from strop.core.seeds import derive
-from strop.core.trainer.batches import plan
+from strop.core.trainer.batches import one_step, plan
 from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
@@ -30,6 +30,7 @@ from strop.core.trainer.loop import Progress, Work, run
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.policy import Loaded, load_model, load_policy, packs, pick_device, use_bfloat16
 from strop.core.trainer.ranks import ALONE, Ranks, shard, whole
+from strop.core.trainer.validation import Watch, held_back
 from strop.storage.errors import PluginError, StageError, did_you_mean
 
 
@@ -65,6 +66,9 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         torch.manual_seed(derive(job.seed, "torch", ranks.rank))
     limit, longest = _limit(config, loaded.model)
     items = encode(table, loaded.tokenizer, max_length=limit, longest=longest)
+    watched: list[Item] = []
+    if config.validation is not None:
+        items, watched = held_back(items, config.validation.share, job.seed)
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
     read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires)
     steps = plan(
@@ -78,7 +82,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     stored = known(
         job,
         requires,
-        items,
+        [*items, *watched],
         lambda policy: _frozen(policy, job, config, loaded, read),
         max_length=limit,
         micro_batch_tokens=micro,
@@ -86,18 +90,29 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True)) if "step_entropy" in requires else None
-    work = Work(items, steps, trained, read, objective, stored, _corrupter(job, loaded, read), entropy)
+    work = Work(
+        [*items, *watched],
+        steps,
+        trained,
+        read,
+        objective,
+        stored,
+        _corrupter(job, loaded, read),
+        entropy,
+        _watch(config, items, watched, len(steps), micro, read.packed),
+    )
     metrics = run(job, config, work, progress)
     tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
     result = TrainResult(
         output=job.output,
         kind="lora" if config.lora is not None and not config.lora.merge else "full",
-        steps=len(steps),
+        steps=len(metrics),
         examples=len(items),
-        tokens=sum(step.targets for step in steps),
+        tokens=sum(step.targets for step in steps[: len(metrics)]),
         loss=sum(m["loss"] for m in tail) / len(tail),
         seconds=time.monotonic() - started,
         metrics=metrics,
+        held_back=[item.example_id for item in watched],
     )
     parameters = {name: whole(p.detach()) for name, p in trained.items()} if ranks.sharded else {}
     if ranks.first:
@@ -106,6 +121,15 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         save_policy(_to_save(loaded, config), loaded.tokenizer, job, dtype=loaded.dtype, result=result)
     ranks.gather(None)  # nobody ends before the policy is there
     return result
+
+
+def _watch(config: Train, items: list[Item], watched: list[Item], steps: int, micro: int, packed: bool) -> Watch | None:
+    """The examples held back stand behind those that are trained on."""
+    if config.validation is None:
+        return None
+    both = [*items, *watched]
+    step = one_step(both, range(len(items), len(both)), micro, packed)
+    return Watch(step, max(1, round(steps / config.epochs * config.validation.every)), config.validation.patience)
 
 
 def _unsharded(job: TrainJob, config: Train, parameters: dict[str, torch.Tensor]) -> Loaded:

@@ -66,22 +66,24 @@ def test_a_recipe_without_replay_or_dora_stays_the_recipe_it_was():
     assert "dora" not in plain
 
 
-def test_a_loop_trains_on_what_it_drew_and_says_so(tmp_path, monkeypatch):
+def trained(folder, monkeypatch, rounds, **settings):
+    """Run a tiny loop with `reinforce` and a real trainer."""
     tiny_run.inline(monkeypatch)
     monkeypatch.setattr(training, "_in_own_process", lambda session, job, at, step: train(job))
-    base = trainer_tiny.make_policy(tmp_path / "policy", seed=3)
-    settings = {"objective": "reinforce", "replay": {"share": 0.25}, "data_window": "all", "lr": 1e-3}
+    base = trainer_tiny.make_policy(folder / "policy", seed=3)
     stages = [
         {"select": {"use": "uniform", "problems": 6}},
         {"generate": {"use": "sample", "n": 4, "max_tokens": 8}},
         {"verify": "answer"},
         {"build": "grouped"},
-        {"train": settings},
+        {"train": {"objective": "reinforce", "lr": 1e-3, **settings}},
     ]
-    recipe = tiny_run.write(
-        tmp_path, stages, "", base={"use": "huggingface", "model": str(base)}, engine="hf", rounds=3
-    )
-    tiny_run.run(recipe, tmp_path)
+    base_settings = {"use": "huggingface", "model": str(base)}
+    tiny_run.run(tiny_run.write(folder, stages, "", base=base_settings, engine="hf", rounds=rounds), folder)
+
+
+def test_a_loop_trains_on_what_it_drew_and_says_so(tmp_path, monkeypatch):
+    trained(tmp_path, monkeypatch, 3, replay={"share": 0.25}, data_window="all")
     used = query(
         tmp_path,
         "SELECT p.round, count(*) FILTER (e.round = p.round), count(*) FILTER (e.round < p.round), "
@@ -89,3 +91,13 @@ def test_a_loop_trains_on_what_it_drew_and_says_so(tmp_path, monkeypatch):
         "FROM policy_examples p JOIN examples e USING (example_id) GROUP BY 1 ORDER BY 1",
     )
     assert used == [(1, 24, 0, 0), (2, 24, 8, 2), (3, 24, 8, 2)]
+
+
+def test_what_is_held_back_did_not_make_the_policy(tmp_path, monkeypatch):
+    trained(tmp_path, monkeypatch, 1, validation={"share": 0.5}, epochs=2)
+    assert query(
+        tmp_path,
+        "SELECT p.examples, count(DISTINCT example_id), count(DISTINCT e.group_id), (SELECT count(*) FROM examples) "
+        "FROM policies p JOIN policy_examples x USING (policy_id) JOIN examples e USING (example_id) GROUP BY ALL",
+    ) == [(12, 12, 3, 24)]
+    assert query(tmp_path, "SELECT count(*) FROM train_metrics WHERE name = 'validation_loss'")[0][0] in (1, 2)
