@@ -18,6 +18,7 @@ from strop.core.trainer.corrupt import Corrupter, mask_token
 from strop.core.trainer.encode import encode
 from strop.core.trainer.job import TrainJob, read_examples, write_examples
 from strop.core.trainer.logps import Reader, TokenLogps
+from strop.core.trainer.look import likeliest, step_entropy
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.train import train
 from strop.storage.errors import StageError
@@ -303,3 +304,17 @@ def test_ditto_lowers_what_is_repeated_in_a_real_training(job):
     found = train(job(rows, "ditto", epochs=6, batch_tokens=400, lr=3e-3, schedule="constant")).metrics
     assert found[-1]["loss"] < found[0]["loss"]
     assert 0 < found[0]["copied"] < 1
+
+
+def test_the_policy_is_looked_at_without_dropout_and_trained_on_with_it(base, items):
+    policy = model(base)
+    read = Reader(TokenLogps(policy, entropy=True), "cpu")
+    modes = []
+    policy.get_decoder().register_forward_hook(
+        lambda module, *_: modes.append((module.training, torch.is_grad_enabled()))
+    )
+    read.policy.train()
+    likeliest([items[0].sequences[0]], read)
+    step_entropy(items, one_step(items), read)
+    assert modes == [(False, False)] * 2
+    assert policy.training
