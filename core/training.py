@@ -101,9 +101,9 @@ def _job(
         objective=step.plugin.name,
         objective_origin=step.plugin.origin,
         objective_config=step.objective.model_dump(mode="json") if step.objective else {},
-        train=config.model_dump(mode="json"),
+        train=config.model_dump(mode="json", exclude=set(config.operation())),
         seed=run.seed,
-        threads=session.cores,
+        threads=max(1, session.cores // config.processes),
     )
 
 
@@ -152,7 +152,12 @@ def _steps(session: Session, run: StageRun, policy: Policy, result: TrainResult)
 
 
 def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> TrainResult:
-    """A fresh process, so that the memory training took is free when generation starts again."""
+    """Fresh processes, so that the memory training took is free when generation starts again."""
+    assert isinstance(step.config, Train)
+    world = step.config.processes
+    meeting = job.work / "meeting"
+    job.work.mkdir(parents=True, exist_ok=True)
+    meeting.unlink(missing_ok=True)
 
     def show(_: int, value: dict[str, Any]) -> None:
         session.emit(
@@ -168,19 +173,24 @@ def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> 
             )
         )
 
-    trainer = Workers(1, session.lake.root / "logs" / session.run_id / "train", threads=session.cores)
+    logs = session.lake.root / "logs" / session.run_id / "train"
+    trainer = Workers(world, logs, threads=max(1, session.cores // world))
     try:
-        ((_, result),) = trainer.run(_train, [job], show)
+        found = dict(trainer.run(_train, [(job, rank, world, meeting) for rank in range(world)], show))
     finally:
         trainer.release()
-    assert isinstance(result, TrainResult)
+    result: TrainResult = found[0]
     return result
 
 
-def _train(job: TrainJob, report: Callable[[Any], None]) -> TrainResult:
+def _train(part: tuple[TrainJob, int, int, Path], report: Callable[[Any], None]) -> TrainResult:
+    from strop.core.trainer.policy import pick_device
+    from strop.core.trainer.ranks import Ranks, joined
     from strop.core.trainer.train import train
 
-    return train(job, report)
+    job, rank, world, meeting = part
+    with joined(rank, world, meeting, pick_device()):
+        return train(job, report, Ranks(rank, world))
 
 
 def checkpoint_path(session: Session, path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from strop.core.plugin import LATER, Config
+from strop.core.plugin import LATER, OPERATION, Config
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -87,6 +87,12 @@ class Train(Config):
     save_every_steps: PositiveInt | None = None
     """Steps between the trainer's own checkpoints, from which a killed run continues; null = about once a minute,
     seldom enough that saving takes under a twentieth of the time."""
+    processes: Annotated[PositiveInt, OPERATION] = 1
+    """Processes that share out each step's micro-batches: one for each GPU, or several on CPU. The weights are those of
+    one process but for rounding."""
+    shard: Annotated[bool, LATER] = False
+    """Spread weights, gradients and optimiser state of the decoder layers over the processes (FSDP), for a model that
+    does not fit one GPU."""
     threads: PositiveInt | None = None
     """CPU threads; null = as many as the run gives its trainer."""
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from strop.core.trainer.batches import Inputs, inputs
 from strop.core.trainer.encode import Encoded, IntArray
+from strop.core.trainer.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -158,6 +159,7 @@ class Reader:
     bfloat16: bool = False
     packed: bool = False
     """One after the other, without padding."""
+    ranks: Ranks = ALONE
 
     def __call__(self, sequences: Sequence[Encoded]) -> Seen:
         """One forward pass over all of them."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from strop.core.trainer.batches import Step
-from strop.core.trainer.checkpoint import load_checkpoint, save_checkpoint
 from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
 from strop.core.trainer.encode import Item
@@ -25,6 +25,8 @@ from strop.core.trainer.logps import Reader
 from strop.core.trainer.look import step_entropy
 from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
+from strop.core.trainer.ranks import is_sharded, merged, whole
+from strop.core.trainer.state import restore, save
 from strop.storage.errors import StageError
 
 SAVE_EVERY_S = 60.0
@@ -56,7 +58,8 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
     """Take the optimiser steps, from the last checkpoint on. Returns the metrics of every step."""
     optimizer = _optimizer(work.trained, config, work.read.device)
     key = job.key()
-    metrics = _restore(job, key, work.trained, optimizer)
+    ranks = work.read.ranks
+    metrics = restore(job, key, work.trained, optimizer, ranks)
     saved_at, save_s = time.monotonic(), 0.0
     tokens = before = sum(step.targets for step in work.steps[: len(metrics)])
     begun = time.monotonic()
@@ -66,8 +69,8 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
         metrics.append({"step": index + 1} | values)
         tokens += step.targets
         now = time.monotonic()
-        if _due(config, index + 1, now - saved_at, save_s):
-            _save(job, key, work.trained, optimizer, metrics)
+        if ranks.gather(_due(config, index + 1, now - saved_at, save_s))[0]:
+            save(job, key, work.trained, optimizer, metrics, ranks)
             saved_at = time.monotonic()
             save_s = saved_at - now
         progress(
@@ -95,15 +98,15 @@ def _optimise(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    whole = _whole(work, step)
+    rows = _whole(work, step)
     items = work.items if work.corrupter is None else work.corrupter.step(work.items, step, index, progress)
-    losses, reported = [], dict[str, float]()
-    for members in step.micro:
+    ranks, losses, reported = work.read.ranks, dict[int, Tensor](), dict[int, dict[str, float]]()
+    for number, counts in ranks.mine(len(step.micro)):
         loss = micro_loss(
-            members,
+            step.micro[number],
             items=items,
             step=step,
-            whole=whole,
+            whole=rows,
             reference=work.known.reference,
             read=work.read,
             objective=work.objective,
@@ -111,15 +114,39 @@ def _optimise(
             progress=progress,
             history=history,
         )
-        loss.value.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.value.detach())
-        for name, value in loss.metrics.items():
-            reported[name] = reported.get(name, 0.0) + value
-    norm = float(torch.nn.utils.clip_grad_norm_(work.trained.values(), config.max_grad_norm))
-    values = torch.stack(losses).tolist()
-    _check_finite(values, norm, index, step, work.items)
+        (loss.value if counts else loss.value * 0.0).backward()  # type: ignore[no-untyped-call]
+        if counts:
+            losses[number] = loss.value.detach()
+            reported[number] = loss.metrics
+    ranks.add_up(work.trained.values())
+    norm = _clip(work.trained.values(), config.max_grad_norm)
+    own = zip(losses, torch.stack(list(losses.values())).tolist() if losses else [], strict=True)
+    values, told = merged(ranks.gather(dict(own))), merged(ranks.gather(reported))
+    _check_finite([values[i] for i in range(len(step.micro))], norm, index, step, work.items)
     optimizer.step()
-    return {"loss": sum(values), "lr": rate, "grad_norm": norm, "tokens": step.targets} | reported
+    total = sum(values[i] for i in range(len(step.micro)))
+    found = {"loss": total, "lr": rate, "grad_norm": norm, "tokens": step.targets}
+    return found | _added(told[i] for i in range(len(step.micro)))
+
+
+def _clip(parameters: Collection[torch.nn.Parameter], most: float) -> float:
+    """Scale the gradients down to that norm; the norm they had. Sharded ones and whole ones do not mix in one call."""
+    kinds = [[p for p in parameters if is_sharded(p) is sharded] for sharded in (False, True)]
+    if not kinds[1]:
+        return float(torch.nn.utils.clip_grad_norm_(parameters, most))
+    grads = [[p.grad for p in kind if p.grad is not None] for kind in kinds]
+    norm = torch.stack([whole(torch.nn.utils.get_total_norm(kind)) for kind in grads if kind]).norm()
+    for kind in kinds:
+        torch.nn.utils.clip_grads_with_norm_(kind, most, norm)
+    return float(norm)
+
+
+def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    found = dict[str, float]()
+    for part in parts:
+        for name, value in part.items():
+            found[name] = found.get(name, 0.0) + value
+    return found
 
 
 def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
@@ -151,47 +178,15 @@ def learning_rate(config: Train, index: int, steps: int) -> float:
 
 
 def _optimizer(trained: dict[str, torch.nn.Parameter], config: Train, device: str) -> torch.optim.AdamW:
-    matrices = [p for p in trained.values() if p.ndim >= 2]
-    others = [p for p in trained.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=device.startswith(("cpu", "cuda")))
-
-
-def _restore(
-    job: TrainJob, key: str, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> list[dict[str, float]]:
-    state = load_checkpoint(job.work, key)
-    if state is None:
-        return []
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(state["parameters"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    if torch.cuda.is_available() and state["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(state["cuda_rng"])
-    metrics: list[dict[str, float]] = state["metrics"]
-    return metrics
-
-
-def _save(
-    job: TrainJob,
-    key: str,
-    trained: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    metrics: list[dict[str, float]],
-) -> None:
-    save_checkpoint(
-        job.work,
+    groups = [
         {
-            "key": key,
-            "parameters": {name: p.detach() for name, p in trained.items()},
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-            "metrics": metrics,
-        },
-    )
+            "params": [p for p in trained.values() if (p.ndim >= 2) is matrices and is_sharded(p) is sharded],
+            "weight_decay": config.weight_decay if matrices else 0.0,
+        }
+        for sharded in (False, True)
+        for matrices in (True, False)
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=device.startswith(("cpu", "cuda")))
 
 
 def _due(config: Train, step: int, since_s: float, save_s: float) -> bool:

@@ -14,6 +14,7 @@ from strop.core.trainer.batches import Step, runs
 from strop.core.trainer.encode import Item
 from strop.core.trainer.logps import Reader
 from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRows
+from strop.core.trainer.ranks import merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,16 @@ def reference_logps(items: Sequence[Item], read: Reader, *, micro_batch_tokens: 
     flat = [(i, side) for i, item in enumerate(items) for side in range(len(item.sequences))]
     flat.sort(key=lambda at: (len(items[at[0]].sequences[at[1]].ids), at))
     sequences = [items[i].sequences[side] for i, side in flat]
-    for run in runs([len(s.ids) for s in sequences], micro_batch_tokens, packed=read.packed):
+    parts = runs([len(s.ids) for s in sequences], micro_batch_tokens, packed=read.packed)
+    own: dict[int, np.ndarray[Any, Any]] = {}
+    for number, _ in read.ranks.mine(len(parts)):
+        run = parts[number]
         with torch.no_grad():
             logps = read(sequences[run.start : run.stop]).logps.cpu().numpy()
-        for row, at in zip(logps, run, strict=True):
-            i, side = flat[at]
-            found[i][side] = row[: len(sequences[at].mask)].copy()
+        own.update({at: row[: len(sequences[at].mask)].copy() for row, at in zip(logps, run, strict=True)})
+    for at, values in merged(read.ranks.gather(own)).items():
+        i, side = flat[at]
+        found[i][side] = values
     return Reference([tuple(sides) for sides in found])
 
 

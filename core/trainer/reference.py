@@ -42,11 +42,13 @@ def frozen_logps(
             found[at, side] = kept.get((item.example_id, name), found[at, side])
     lacking = [i for i, item in enumerate(items) if any(found[i, s] is None for s in range(len(item.sequences)))]
     if lacking:
-        computed = reference_logps([items[i] for i in lacking], load(), micro_batch_tokens=micro_batch_tokens)
+        read = load()
+        computed = reference_logps([items[i] for i in lacking], read, micro_batch_tokens=micro_batch_tokens)
         found.update(
             {(i, s): logps for i, sides in zip(lacking, computed.logps, strict=True) for s, logps in enumerate(sides)}
         )
-        _write(job, policy, [items[i] for i in lacking], computed)
+        if read.ranks.first:
+            _write(job, policy, [items[i] for i in lacking], computed)
     logps = [tuple(_masked(item, s, found[i, s]) for s in range(len(item.sequences))) for i, item in enumerate(items)]
     return Reference(logps)
 

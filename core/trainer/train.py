@@ -29,12 +29,14 @@ from strop.core.trainer.logps import Reader, TokenLogps, reads_packed_apart
 from strop.core.trainer.loop import Progress, Work, run
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.policy import Loaded, load_model, load_policy, packs, pick_device, use_bfloat16
+from strop.core.trainer.ranks import ALONE, Ranks, shard, whole
 from strop.storage.errors import PluginError, StageError, did_you_mean
 
 
-def train(job: TrainJob, progress: Progress = lambda _: None) -> TrainResult:
+def train(job: TrainJob, progress: Progress = lambda _: None, ranks: Ranks = ALONE) -> TrainResult:
     """Train `job` and write `job.output`; a finished job returns its result, a killed one goes on where it was.
 
+    With `ranks` of several, each process calls this, having `joined` the others; the first one writes and reports.
     Raises StageError: examples that cannot be trained on, an output that is another job's, a loss that is not finite.
     """
     if (done := finished(job)) is not None:
@@ -44,20 +46,27 @@ def train(job: TrainJob, progress: Progress = lambda _: None) -> TrainResult:
     started = time.monotonic()
     config = Train.model_validate(dict(job.train))
     with _threads(config.threads or job.threads):
-        return _train(job, config, progress, started)
+        return _train(job, config, progress if ranks.first else _silent, ranks, started)
 
 
-def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> TrainResult:
+def _silent(_: dict[str, float]) -> None:
+    """Nobody hears of the progress of other processes than the first."""
+
+
+def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, started: float) -> TrainResult:
     objective, kind, needs, requires = _objective(job)
     table = read_examples(job.examples)
     check_examples(table, kind=kind, needs=needs, who=job.objective)
     device = pick_device()
     torch.manual_seed(derive(job.seed, "torch"))
+    ranks = replace(ranks, sharded=config.shard and ranks.world > 1)
     loaded = load_policy(job.init, config, device=device)
+    if not ranks.first:  # adapters begin alike on all, dropout differs
+        torch.manual_seed(derive(job.seed, "torch", ranks.rank))
     limit, longest = _limit(config, loaded.model)
     items = encode(table, loaded.tokenizer, max_length=limit, longest=longest)
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
-    read = _reader(loaded.model, config, device, items, entropy="entropy" in requires)
+    read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires)
     steps = plan(
         items,
         epochs=config.epochs,
@@ -90,8 +99,23 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
         seconds=time.monotonic() - started,
         metrics=metrics,
     )
-    save_policy(_to_save(loaded, config), loaded.tokenizer, job, dtype=loaded.dtype, result=result)
+    parameters = {name: whole(p.detach()) for name, p in trained.items()} if ranks.sharded else {}
+    if ranks.first:
+        if ranks.sharded:
+            loaded = _unsharded(job, config, parameters)
+        save_policy(_to_save(loaded, config), loaded.tokenizer, job, dtype=loaded.dtype, result=result)
+    ranks.gather(None)  # nobody ends before the policy is there
     return result
+
+
+def _unsharded(job: TrainJob, config: Train, parameters: dict[str, torch.Tensor]) -> Loaded:
+    """The policy that training began with, with these parameters, in one process's memory."""
+    loaded = load_policy(job.init, config, device="cpu")
+    own = dict(loaded.model.named_parameters())
+    with torch.no_grad():
+        for name, values in parameters.items():
+            own[name].copy_(values)
+    return loaded
 
 
 def _plugin(job: TrainJob) -> tuple[Plugin, Config]:
@@ -130,15 +154,17 @@ def _limit(config: Train, model: Any) -> tuple[int, str]:
     return context, "the policy's context"
 
 
-def _reader(model: Any, config: Train, device: str, items: Sequence[Item], *, entropy: bool) -> Reader:
+def _reader(model: Any, config: Train, device: str, items: Sequence[Item], ranks: Ranks, *, entropy: bool) -> Reader:
     """Raises StageError where sequences are to be packed and the model mixes them."""
     model.eval()
-    read = Reader(TokenLogps(model, entropy=entropy), device, use_bfloat16(config, device), packs(config, model))
+    read = Reader(TokenLogps(model, entropy=entropy), device, use_bfloat16(config, device), packs(config, model), ranks)
     if read.packed and not reads_packed_apart(read, items[0].sequences[0].ids[:16]):
         raise StageError(
             "train.packing: this model does not keep packed sequences apart (its attention ignores where one begins): "
             "write packing: false"
         )
+    if ranks.sharded:
+        shard(model, device)
     return read
 
 
@@ -148,7 +174,10 @@ def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, read: Rea
     same = directory.resolve() == job.init.resolve()
     model = loaded.model if same else load_model(directory, attention=config.attention)[0].to(read.device)
     model.eval()
-    return replace(read, policy=TokenLogps(model))
+    frozen = TokenLogps(model)
+    if read.ranks.sharded and not same:
+        shard(model, read.device)
+    return replace(read, policy=frozen)
 
 
 def _to_save(loaded: Loaded, config: Train) -> Any:

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 import trainer_tiny
+import two_ranks
 from plain_training import assert_same, load, plain_logps, plain_steps, weights
 
 from strop.core.trainer.job import TrainJob, write_examples
@@ -99,29 +100,90 @@ def _ratio(model, tokenizer, row):
 PLAIN = {"sft": plain_sft, "dpo": plain_dpo, "grpo": plain_grpo, "nft": plain_nft}
 
 
-@pytest.fixture(scope="module", params=list(PLAIN))
-def expected(request, base, reference, groups):
-    """Objective, rows, parameters after the step, loss before it."""
-    rows = {"sft": trainer_tiny.sft_rows(12), "dpo": trainer_tiny.pair_rows(8)}.get(request.param, groups)
+TOGETHER = {
+    "two processes": {"micro_batch_tokens": 110},
+    "two processes that share the layers": {"micro_batch_tokens": 110, "shard": True},
+}
+
+
+@pytest.fixture(scope="module")
+def rows(groups):
+    """The examples of every objective."""
+    return {"sft": trainer_tiny.sft_rows(12), "dpo": trainer_tiny.pair_rows(8), "grpo": groups, "nft": groups}
+
+
+@pytest.fixture(scope="module")
+def make(base, reference, rows, tmp_path_factory):
+    """make(objective, **train): a job in a folder of its own."""
+
+    def job(objective, **values):
+        where = tmp_path_factory.mktemp("job")
+        return TrainJob(
+            init=base,
+            reference=reference,
+            examples=write_examples(where / "examples.parquet", rows[objective]),
+            output=where / "policy",
+            work=where / "work",
+            objective=objective,
+            train=ONE_STEP | values,
+            seed=0,
+        )
+
+    return job
+
+
+@pytest.fixture(scope="module")
+def expected(base, reference, rows):
+    """By objective: parameters after the step, loss before it."""
     other = load(reference)
-    after, loss = plain_steps(base, lambda model, tokenizer: PLAIN[request.param](model, tokenizer, rows, other))
-    return request.param, rows, after, loss
+    return {
+        name: plain_steps(base, lambda model, tokenizer, n=name: PLAIN[n](model, tokenizer, rows[n], other))
+        for name in PLAIN
+    }
+
+
+@pytest.fixture(scope="module")
+def together(make, tmp_path_factory):
+    """Objective and way -> the policy that two processes trained; and an adapter of theirs."""
+    jobs = {(name, way): make(name, **TOGETHER[way]) for name in PLAIN for way in TOGETHER}
+    jobs["adapter", "one process"] = make("dpo", lora={"r": 4}, lr=1e-2)
+    jobs["adapter", "two"] = make("dpo", lora={"r": 4}, shard=True, micro_batch_tokens=110, lr=1e-2)
+    shared = [job for (_, way), job in jobs.items() if way != "one process"]
+    assert two_ranks.together(shared, tmp_path_factory.mktemp("ranks") / "all") == 0
+    train(jobs["adapter", "one process"])
+    return {key: job.output for key, job in jobs.items()}
 
 
 @pytest.mark.parametrize("way", list(WAYS))
-def test_one_step_equals_plain_pytorch(expected, way, base, reference, tmp_path):
-    objective, rows, after, loss = expected
-    job = TrainJob(
-        init=base,
-        reference=reference,
-        examples=write_examples(tmp_path / "examples.parquet", rows),
-        output=tmp_path / "policy",
-        work=tmp_path / "work",
-        objective=objective,
-        train=ONE_STEP | WAYS[way],
-        seed=0,
-    )
-    result = train(job)
+@pytest.mark.parametrize("objective", list(PLAIN))
+def test_one_step_equals_plain_pytorch(expected, make, objective, way):
+    after, loss = expected[objective]
+    result = train(make(objective, **WAYS[way]))
     assert result.steps == 1
     assert result.loss == pytest.approx(loss, abs=1e-5)
     assert_same(weights(result.output), after, 1e-5)
+
+
+@pytest.mark.parametrize("way", list(TOGETHER))
+@pytest.mark.parametrize("objective", list(PLAIN))
+def test_one_step_of_two_processes_equals_plain_pytorch(expected, together, objective, way):
+    assert_same(weights(together[objective, way]), expected[objective][0], 1e-5)
+
+
+def test_adapters_of_sharded_layers_end_like_those_of_one_process(together):
+    alone, shared = weights(together["adapter", "one process"]), weights(together["adapter", "two"])
+    assert_same(shared, alone, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_that_were_killed_go_on_where_they_were(make, tmp_path, shard):
+    settings = {"epochs": 4, "lr": 1e-2, "save_every_steps": 1, "micro_batch_tokens": 110, "shard": shard}
+    whole, broken = make("sft", **settings), make("sft", **settings)
+    assert two_ranks.together([whole], tmp_path / "whole") == 0
+    assert two_ranks.together([broken], tmp_path / "broken", stop_after=2) == 3
+    assert not broken.output.exists()
+    kept = torch.load(broken.work / "checkpoint.pt", weights_only=True)["metrics"]
+    assert [m["step"] for m in kept] == [1, 2]
+    assert two_ranks.together([broken], tmp_path / "again") == 0
+    assert_same(weights(broken.output), weights(whole.output), 1e-6)
