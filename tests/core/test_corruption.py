@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import trainer_tiny
+import two_ranks
+from plain_training import assert_same, weights
 
 import strop.core.trainer.train as module
 from strop.core.corruption import Corruption
@@ -318,3 +320,27 @@ def test_the_policy_is_looked_at_without_dropout_and_trained_on_with_it(base, it
     step_entropy(items, one_step(items), read)
     assert modes == [(False, False)] * 2
     assert policy.training
+
+
+SHARED = {
+    "masked_thought": ({"warmup": 0.0}, trainer_tiny.sft_rows(24)),
+    "scheduled_sampling": ({"start": 0.5}, trainer_tiny.sft_rows(24)),
+    "d3s": ({}, group_rows()),
+    "epo_entropy": ({"begin": 0.0, "entropy": 0.1}, group_rows()),
+}
+
+
+@pytest.mark.slow  # starts two processes
+def test_two_processes_that_share_layers_and_steps_end_like_one(job, tmp_path):
+    def make(shard):
+        how = {"micro_batch_tokens": 60, "shard": shard}
+        return [
+            job(rows, name, config=config, batch_tokens=90 if "completion" in rows[0] else 12, **how)
+            for name, (config, rows) in SHARED.items()
+        ]
+
+    alone, shared = make(False), make(True)
+    assert two_ranks.together(shared, tmp_path / "ranks") == 0
+    for one, both in zip(alone, shared, strict=True):
+        train(one)
+        assert_same(weights(both.output), weights(one.output), 1e-4)
