@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import trainer_tiny
+import two_ranks
+from plain_training import assert_same, weights
 
 import strop.core.trainer.train as module
 from strop.core.corruption import Corruption
@@ -18,6 +20,7 @@ from strop.core.trainer.corrupt import Corrupter, mask_token
 from strop.core.trainer.encode import encode
 from strop.core.trainer.job import TrainJob, read_examples, write_examples
 from strop.core.trainer.logps import Reader, TokenLogps
+from strop.core.trainer.look import likeliest, step_entropy
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.train import train
 from strop.storage.errors import StageError
@@ -303,3 +306,41 @@ def test_ditto_lowers_what_is_repeated_in_a_real_training(job):
     found = train(job(rows, "ditto", epochs=6, batch_tokens=400, lr=3e-3, schedule="constant")).metrics
     assert found[-1]["loss"] < found[0]["loss"]
     assert 0 < found[0]["copied"] < 1
+
+
+def test_the_policy_is_looked_at_without_dropout_and_trained_on_with_it(base, items):
+    policy = model(base)
+    read = Reader(TokenLogps(policy, entropy=True), "cpu")
+    modes = []
+    policy.get_decoder().register_forward_hook(
+        lambda module, *_: modes.append((module.training, torch.is_grad_enabled()))
+    )
+    read.policy.train()
+    likeliest([items[0].sequences[0]], read)
+    step_entropy(items, one_step(items), read)
+    assert modes == [(False, False)] * 2
+    assert policy.training
+
+
+SHARED = {
+    "masked_thought": ({"warmup": 0.0}, trainer_tiny.sft_rows(24)),
+    "scheduled_sampling": ({"start": 0.5}, trainer_tiny.sft_rows(24)),
+    "d3s": ({}, group_rows()),
+    "epo_entropy": ({"begin": 0.0, "entropy": 0.1}, group_rows()),
+}
+
+
+@pytest.mark.slow  # starts two processes
+def test_two_processes_that_share_layers_and_steps_end_like_one(job, tmp_path):
+    def make(shard):
+        how = {"micro_batch_tokens": 60, "shard": shard}
+        return [
+            job(rows, name, config=config, batch_tokens=90 if "completion" in rows[0] else 12, **how)
+            for name, (config, rows) in SHARED.items()
+        ]
+
+    alone, shared = make(False), make(True)
+    assert two_ranks.together(shared, tmp_path / "ranks") == 0
+    for one, both in zip(alone, shared, strict=True):
+        train(one)
+        assert_same(weights(both.output), weights(one.output), 1e-4)
