@@ -105,6 +105,9 @@ def _job(
         objective_origin=step.plugin.origin,
         objective_config=step.objective.model_dump(mode="json") if step.objective else {},
         train=config.model_dump(mode="json", exclude=set(config.operation())),
+        track=config.track if isinstance(config, Train) else (),
+        title=f"{session.run_id}/r{run.round}",
+        logs=session.lake.root / "logs" / session.run_id,
         seed=run.seed,
         threads=max(1, session.cores // _processes(config)),
     )

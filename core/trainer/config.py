@@ -6,12 +6,14 @@ betas .9/.999) and truncation (an example that does not fit is an error that nam
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from strop.core.plugin import LATER, OPERATION, Config
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -100,6 +102,8 @@ class Train(Config):
     save_every_steps: PositiveInt | None = None
     """Steps between the trainer's own checkpoints, from which a killed run continues; null = about once a minute,
     seldom enough that saving takes under a twentieth of the time."""
+    track: Annotated[tuple[Tracker, ...], OPERATION] = ()
+    """Show the steps in these while training goes on; each must be installed. The lake has the same numbers."""
     processes: Annotated[PositiveInt, OPERATION] = 1
     """Processes that share out each step's micro-batches: one for each GPU, or several on CPU. The weights are those of
     one process but for rounding."""
@@ -108,6 +112,14 @@ class Train(Config):
     does not fit one GPU."""
     threads: PositiveInt | None = None
     """CPU threads; null = as many as the run gives its trainer."""
+
+    @field_validator("track")
+    @classmethod
+    def _is_installed(cls, track: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        for name in track:
+            if find_spec(name) is None:
+                raise ValueError(f"{name} is not installed: pip install {name}, or leave it out")
+        return track
 
     @model_validator(mode="after")
     def _has_rounds_to_draw_from(self) -> Train:

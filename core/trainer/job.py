@@ -72,10 +72,18 @@ class TrainJob:
     threads: int = 1
     """CPU threads, where the config does not say."""
 
+    track: tuple[str, ...] = ()
+    """Where the steps are shown: 'tensorboard', 'wandb', 'mlflow'."""
+    title: str = "run/r0"
+    """The run and its round, as they are called there."""
+    logs: Path = Path("logs")
+    """Folder for what they write."""
+
     def key(self) -> str:
         """Fingerprint of all that decides the weights; a checkpoint of another job is never continued."""
         parts = dataclasses.asdict(self)
-        del parts["output"], parts["work"]
+        for name in ("output", "work", "track", "title", "logs"):
+            del parts[name]
         parts["examples"] = hashlib.blake2b(self.examples.read_bytes(), digest_size=16).hexdigest()
         return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 

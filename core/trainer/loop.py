@@ -27,6 +27,7 @@ from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
 from strop.core.trainer.ranks import is_sharded, merged, whole
 from strop.core.trainer.state import restore, save
+from strop.core.trainer.tracking import Tracked
 from strop.core.trainer.validation import Watch
 from strop.storage.errors import StageError
 
@@ -55,6 +56,8 @@ class Work:
     """Reads the entropy of a step before it is taken, when the mark requires 'step_entropy'."""
     watch: Watch | None
     """Where examples are held back."""
+    track: Tracked
+    """Shows a step's metrics elsewhere."""
 
 
 def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[dict[str, float]]:
@@ -75,6 +78,7 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
             values["validation_loss"] = _look(work, work.watch.step, metrics)
             work.watch.saw(values["validation_loss"], work.trained)
         metrics.append(values)
+        work.track(values)
         tokens += step.targets
         now = time.monotonic()
         if ranks.gather(_due(config, index + 1, now - saved_at, save_s))[0]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from strop.core.trainer.loop import Progress, Work, run
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.policy import Loaded, load_model, load_policy, packs, pick_device, use_bfloat16
 from strop.core.trainer.ranks import ALONE, Ranks, shard, whole
+from strop.core.trainer.tracking import tracked
 from strop.core.trainer.validation import Watch, held_back
 from strop.storage.errors import PluginError, StageError, did_you_mean
 
@@ -50,7 +51,7 @@ def train(job: TrainJob, progress: Progress = lambda _: None, ranks: Ranks = ALO
         return _train(job, config, progress if ranks.first else _silent, ranks, started)
 
 
-def _silent(_: dict[str, float]) -> None:
+def _silent(_: Mapping[str, float]) -> None:
     """Nobody hears of the progress of other processes than the first."""
 
 
@@ -90,18 +91,20 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True)) if "step_entropy" in requires else None
-    work = Work(
-        [*items, *watched],
-        steps,
-        trained,
-        read,
-        objective,
-        stored,
-        _corrupter(job, loaded, read),
-        entropy,
-        _watch(config, items, watched, len(steps), micro, read.packed),
-    )
-    metrics = run(job, config, work, progress)
+    with tracked(job) if ranks.first else nullcontext(_silent) as track:
+        work = Work(
+            [*items, *watched],
+            steps,
+            trained,
+            read,
+            objective,
+            stored,
+            _corrupter(job, loaded, read),
+            entropy,
+            _watch(config, items, watched, len(steps), micro, read.packed),
+            track,
+        )
+        metrics = run(job, config, work, progress)
     tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
     result = TrainResult(
         output=job.output,
