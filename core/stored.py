@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from strop.core.overrides import overridden
-from strop.core.recipe import Recipe, RecipeFile, build
+from strop.core.recipe import TRAINS, Recipe, RecipeFile, build
 from strop.core.yaml_source import Source
 from strop.storage.errors import PluginError, RecipeError
 from strop.storage.tables import Run
@@ -53,5 +53,5 @@ def kind_of(label: str) -> str:
 
 
 def _entry(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """A `train` stage is named by its objective, every other by `use`."""
-    return {k: v for k, v in settings.items() if k != "use"} if kind == "train" else settings
+    """A stage that trains is named by its objective, every other by `use`."""
+    return {k: v for k, v in settings.items() if k != "use"} if kind in TRAINS else settings

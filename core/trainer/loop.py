@@ -22,6 +22,7 @@ from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
 from strop.core.trainer.loss import LogpsOf, micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
+from strop.core.trainer.score import ScoresOf
 from strop.storage.errors import StageError
 
 SAVE_EVERY_S = 60.0
@@ -40,7 +41,7 @@ class Work:
     steps: list[Step]
     trained: dict[str, torch.nn.Parameter]
     """The parameters in training, by name."""
-    logps_of: LogpsOf
+    logps_of: LogpsOf | ScoresOf
     objective: Callable[[Any], Loss]
     known: Known
     device: str
@@ -108,9 +109,9 @@ def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index
 
 
 def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
-    """The step's sequences, and the row of each item among them; None for pairs, which have no statistics."""
+    """The step's sequences, and the row of each item among them; None for pairs and scores: they have no statistics."""
     members = [i for micro in step.micro for i in micro]
-    if len(work.items[members[0]].sequences) == 2:
+    if isinstance(work.logps_of, ScoresOf) or len(work.items[members[0]].sequences) == 2:
         return None
     moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.logps_of, work.device)
     rows = step_rows(

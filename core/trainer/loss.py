@@ -14,6 +14,7 @@ from strop.core.trainer.batches import Inputs, Step, inputs
 from strop.core.trainer.encode import Item
 from strop.core.trainer.logps import Predicted, spread
 from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRows
+from strop.core.trainer.score import ScoresOf, scored_loss
 
 LogpsOf = Callable[[Inputs], Predicted]
 """What the policy makes of the wanted targets."""
@@ -89,11 +90,13 @@ def micro_loss(
     whole: tuple[StepRows, dict[int, int]] | None,
     old: Reference | None,
     reference: Reference | None,
-    logps_of: LogpsOf,
+    logps_of: LogpsOf | ScoresOf,
     objective: Callable[[Any], Loss],
     device: str,
 ) -> Loss:
     """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
+    if isinstance(logps_of, ScoresOf):
+        return scored_loss(members, items, step, logps_of, objective)
     if whole is None:
         return objective(_pairs(members, items, step, old, reference, logps_of, device))
     rows, place = whole

@@ -27,6 +27,7 @@ from strop.core.trainer.loop import Progress, Work, run
 from strop.core.trainer.loss import LogpsOf
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.policy import Loaded, load_model, load_policy, pick_device, use_bfloat16
+from strop.core.trainer.score import ScoresOf, SequenceScores
 from strop.storage.errors import PluginError, StageError, did_you_mean
 
 
@@ -46,12 +47,12 @@ def train(job: TrainJob, progress: Progress = lambda _: None) -> TrainResult:
 
 
 def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> TrainResult:
-    objective, kind, needs, requires = _objective(job)
+    objective, kind, needs, requires, head = _objective(job)
     table = read_examples(job.examples)
     check_examples(table, kind=kind, needs=needs, who=job.objective)
     device = pick_device()
     torch.manual_seed(derive(job.seed, "torch"))
-    loaded = load_policy(job.init, config, device=device)
+    loaded = load_policy(job.init, config, device=device, head=head)
     limit, longest = _limit(config, loaded.model)
     items = encode(table, loaded.tokenizer, max_length=limit, longest=longest)
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
@@ -67,8 +68,12 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
     )
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    policy = TokenLogps(loaded.model, entropy="entropy" in requires)
-    logps_of = _forward(policy, use_bfloat16(config, device), device)
+    bfloat16 = use_bfloat16(config, device)
+    logps_of: LogpsOf | ScoresOf = (
+        ScoresOf(SequenceScores(loaded.model), bfloat16)
+        if head == "score"
+        else _forward(TokenLogps(loaded.model, entropy="entropy" in requires), bfloat16, device)
+    )
     work = Work(items, steps, trained, logps_of, objective, stored, device)
     metrics = run(job, config, work, progress)
     tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
@@ -86,7 +91,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
     return result
 
 
-def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[str], frozenset[str]]:
+def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[str], frozenset[str], str | None]:
     local = job.objective_origin.endswith(".py")
     plugin = find("objective", f"{job.objective_origin}:{job.objective}" if local else job.objective)
     config = plugin.configure(dict(job.objective_config))
@@ -99,7 +104,8 @@ def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[s
     requires = plugin.mark.required(config)
     if "reference" in requires and job.reference is None:
         raise StageError(f"objective {job.objective!r} requires a reference policy, and the job names none")
-    return lambda batch: plugin.call(config, {"batch": batch}), plugin.mark.examples, needs, requires
+    mark = plugin.mark
+    return lambda batch: plugin.call(config, {"batch": batch}), mark.examples, needs, requires, mark.head
 
 
 def _limit(config: Train, model: Any) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from strop.core.completions import dropped_by, loss_prompt
 from strop.core.plugin import Config, stage
 from strop.core.problems import key_of
-from strop.core.verdicts import groups, values
+from strop.core.verdicts import groups, pending, values
 from strop.storage.tables import Decision, Example, Problem, Rollout, Score
 
 
@@ -37,10 +37,10 @@ def grouped(
 ) -> list[Example]:
     """Groups in order of problem key. Completions without a score, or that a filter dropped, are left out.
 
-    Raises ValueError when no rollout has a score.
+    Raises ValueError when no rollout has a score, unless a scorer says that it has none to give yet.
     """
     value = values(scores, config.scorer)
-    if rollouts and not value:
+    if rollouts and not value and not pending(scores, config.scorer):
         raise ValueError("grouped learns from rewards, and no rollout has a score: put a `verify` before it")
     dropped = dropped_by(decisions)
     found = []
