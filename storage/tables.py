@@ -212,7 +212,7 @@ class Score(Row):
     scorer: Annotated[str, _col("VARCHAR", "label of the scorer")] = ""
     scorer_version: Annotated[str, _col("VARCHAR", "version the scorer declares")] = ""
     verdict: Annotated[str | None, _col("VARCHAR", "'pass', 'fail' or 'error'; null for a graded score alone")] = None
-    value: Annotated[float | None, _col("DOUBLE", "the score; null when the verdict is 'error'")] = None
+    value: Annotated[float | None, _col("DOUBLE", "the score; null for an error, or where there is none yet")] = None
     answer: Annotated[str | None, _col("VARCHAR", "the answer extracted from the completion")] = None
     reason: Annotated[str | None, _col("VARCHAR", "why, in words")] = None
     detail: Annotated[str | None, _col("VARCHAR", "anything else, as JSON")] = None

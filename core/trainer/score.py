@@ -7,7 +7,6 @@ its end of sequence, that is the token before the end.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,13 @@ def load_scored(directory: Path, tokenizer: Any, *, keep_dtype: bool = False) ->
 
     A language model's directory gets a fresh head, drawn from torch's random state; adapters are merged.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification as Auto
 
-    with quiet(), warnings.catch_warnings():
+    with quiet():
         if (directory / ADAPTER).is_file():
             policy, stored = load_model(directory, keep_dtype=keep_dtype)
             policy.config.num_labels = 1
-            model: Any = AutoModelForSequenceClassification.from_config(policy.config, dtype=policy.dtype)
+            model: Any = Auto.from_config(policy.config, dtype=policy.dtype)  # type: ignore[no-untyped-call]
             setattr(model, model.base_model_prefix, getattr(policy, policy.base_model_prefix))
         else:
             model = _from_pretrained(directory)
@@ -54,7 +53,7 @@ def _from_pretrained(directory: Path) -> Any:
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)  # type: ignore[no-untyped-call]
     try:
         return AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1, dtype="auto")
     finally:

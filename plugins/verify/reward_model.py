@@ -77,7 +77,7 @@ def reward_model(
 def _chosen(config: RewardModel, models: Sequence[engine.RewardModel]) -> list[engine.RewardModel]:
     """Raises PluginError for a stage that trained none, where others did."""
     if config.models is None:
-        return list(models)
+        return sorted(models, key=lambda model: model.name)
     there = {model.stage: model for model in models}
     for name in config.models:
         if models and name not in there:
@@ -85,7 +85,7 @@ def _chosen(config: RewardModel, models: Sequence[engine.RewardModel]) -> list[e
                 f"reward_model: no `train_reward` stage called {name!r} has trained a model before this "
                 f"stage{did_you_mean(name, there)}"
             )
-    return [there[name] for name in config.models if name in there]
+    return [there[name] for name in sorted(set(config.models)) if name in there]
 
 
 def _score(
