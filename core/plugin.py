@@ -383,7 +383,8 @@ class Mark:
     requires: frozenset[str] = frozenset()
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'). Objectives: what is to be computed for them,
     'reference' and 'old' (log-probabilities under these policies), 'entropy' (the policy's own, with its gradient),
-    'mismatched' (log-ratios of completions behind other prompts)."""
+    'step_entropy' (of the whole step's targets, before it), 'mismatched' (log-ratios of completions behind other
+    prompts)."""
     weights: bool = True
     """Bases: whether the policy it gives has weights. Engines: whether they need them."""
     alone: bool = False
@@ -392,6 +393,8 @@ class Mark:
     """Modules that a verifier of single rollouts imports when called: loaded before the first one's time begins."""
     requires_if: Mapping[str, str] = field(default_factory=dict)
     """Objectives: what is required only where this setting is neither 0 nor null nor false."""
+    corrupts: Callable[[Any, float], Any] | None = None
+    """Objectives: (config, share of training done) -> `Corruption` (strop.core.corruption) of what the policy reads."""
     head: str | None = None
     """Objectives: 'score' where the model gives one number a completion instead of log-probabilities."""
 
@@ -416,6 +419,7 @@ def stage(
     alone: bool = False,
     imports: Sequence[str] = (),
     requires_if: Mapping[str, str] | None = None,
+    corrupts: Callable[[Any, float], Any] | None = None,
     head: str | None = None,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
@@ -453,8 +457,8 @@ def stage(
             _check_each(where, config, handles)
         if head not in (None, "score"):
             raise PluginError(f"{where}: the head of an objective is 'score' or none, got {head!r}")
-        if head is not None and (requires or requires_if):
-            raise PluginError(f"{where}: with a score head there are no log-probabilities to require")
+        if head is not None and (requires or requires_if or corrupts):
+            raise PluginError(f"{where}: with a score head there are no log-probabilities to require, nor to corrupt")
         for setting in (requires_if or {}).values():
             if setting not in config.model_fields:
                 raise PluginError(f"{where}: requires_if names no setting{did_you_mean(setting, config.model_fields)}")
@@ -470,6 +474,7 @@ def stage(
             alone,
             tuple(imports),
             dict(requires_if or {}),
+            corrupts,
             head,
         )
         return function

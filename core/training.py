@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from strop.core.training_examples import Sides, examples_of, shared
 from strop.core.workers import Workers
 from strop.storage.checkpoints import adopt
 from strop.storage.errors import StageError
-from strop.storage.tables import REWARD, Policy, PolicyExample, StageRun
+from strop.storage.tables import REWARD, Policy, PolicyExample, Row, StageRun, TrainMetric
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,15 +64,21 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
         )
         for id in table.column("example_id").to_pylist()
     ]
+    steps = _steps(session, run, policy, result)
     count, files = (0, {}) if sides is None else sides.computed(session, run, work / "checkpoints")
     status = {session.champion().policy_id: "retired"} if policy.status == "champion" else {}
     session.commit(
         run,
-        counts={"policies": 1, "policy_examples": len(links), **({"token_logps": count} if count else {})},
+        counts={
+            "policies": 1,
+            "policy_examples": len(links),
+            "train_metrics": len(steps),
+            **({"token_logps": count} if count else {}),
+        },
         seconds=time.perf_counter() - started,
         tokens=result.tokens,
         files=files,
-        rows={"policies": [policy], "policy_examples": list(links)},
+        rows={"policies": [policy], "policy_examples": list(links), "train_metrics": steps},
         policy_status=status,
     )
     shutil.rmtree(work, ignore_errors=True)
@@ -144,6 +151,24 @@ def _policy(
         loss=result.loss,
         detail=canonical_json(detail),
     )
+
+
+def _steps(session: Session, run: StageRun, policy: Policy, result: TrainResult) -> list[Row]:
+    """Every number of every optimiser step."""
+    return [
+        TrainMetric(
+            run_id=session.run_id,
+            round=run.round,
+            stage_run_id=run.stage_run_id,
+            policy_id=policy.policy_id,
+            step=int(values["step"]),
+            name=name,
+            value=value if math.isfinite(value) else None,
+        )
+        for values in result.metrics
+        for name, value in values.items()
+        if name != "step"
+    ]
 
 
 def _in_own_process(session: Session, job: TrainJob, round: int, step: Step) -> TrainResult:

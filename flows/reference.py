@@ -94,6 +94,7 @@ def _references() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {
         "policy_examples": {"policy_id": "policies"},
         "token_logps": {"rollout_id": "rollouts"},
+        "train_metrics": {"policy_id": "policies"},
     }
     for link in LINKS:
         table, _, column = link.column.partition(".")

@@ -56,6 +56,7 @@ REFERENCES: tuple[tuple[str, str, str, str], ...] = (
     ("policies", "reference_policy_id", "policies", "true"),
     ("policy_examples", "policy_id", "policies", "true"),
     ("policy_examples", "example_id", "examples", "true"),
+    ("train_metrics", "policy_id", "policies", "true"),
     ("contexts", "parent_context_id", "contexts", "true"),
     ("contexts", "unnest(sources)", "rollouts", "true"),
     ("metrics", "policy_id", "policies", "true"),

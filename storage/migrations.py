@@ -66,6 +66,15 @@ MIGRATIONS: tuple[Migration, ...] = (
             "engine VARCHAR, run_id VARCHAR, round INTEGER, stage_run_id BIGINT)",
         ),
     ),
+    Migration(
+        4,
+        "every optimiser step's metrics are kept; groups can have strata",
+        (
+            "ALTER TABLE lake.examples ADD COLUMN stratum INTEGER",
+            "CREATE TABLE lake.train_metrics (policy_id BIGINT, step INTEGER, name VARCHAR, value DOUBLE, "
+            "run_id VARCHAR, round INTEGER, stage_run_id BIGINT)",
+        ),
+    ),
 )
 """In order; the last one leads to `SCHEMA_VERSION`."""
 

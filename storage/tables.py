@@ -11,7 +11,7 @@ import datetime
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised by every change of a table; a lake with a higher one is refused (see `lake.open_lake`)."""
 REWARD = "reward"
 """Kind of the policies that score rollouts and write none."""
@@ -270,6 +270,9 @@ class Example(Row):
     loss_spans: Annotated[
         list[int] | None, _col("INTEGER[]", "character spans start,end,... the loss covers; null = all")
     ] = None
+    stratum: Annotated[
+        int | None, _col("INTEGER", "which members of its group it is compared with: those of the same number")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +310,18 @@ class PolicyExample(Row):
     policy_id: Annotated[int, _col("BIGINT", "the policy")] = 0
     example_id: Annotated[int, _col("BIGINT", "an example it was trained on")]
     share: Annotated[float | None, _col("DOUBLE", "weight of the example in the training mix; null = 1")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainMetric(Row):
+    """One number of one optimiser step."""
+
+    TABLE: ClassVar[str] = "train_metrics"
+
+    policy_id: Annotated[int, _col("BIGINT", "the policy that was trained")] = 0
+    step: Annotated[int, _col("INTEGER", "optimiser step, from 1")] = 0
+    name: Annotated[str, _col("VARCHAR", "'loss', 'lr', 'grad_norm', 'tokens', and what the objective reports")]
+    value: Annotated[float | None, _col("DOUBLE", "the value; null = no number")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,6 +393,7 @@ TABLES: tuple[type[Row], ...] = (
     Example,
     Policy,
     PolicyExample,
+    TrainMetric,
     Context,
     Metric,
     PluginState,

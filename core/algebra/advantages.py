@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from strop.core.algebra.groups import group_max, group_mean, group_size, group_std, group_sum, one_of_each
 from strop.core.algebra.lazy import torch
+from strop.core.algebra.strata import within_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +97,5 @@ def standardised_in_strata(
 
     Standard deviations with divisor n; a stratum of one gives 0 (Stratified GRPO).
     """
-    _, inside = torch.unique(torch.stack([group_ids, strata], 1), dim=0, return_inverse=True)
-    local = standardised(rewards, inside, ddof=0, eps=eps)
+    local = standardised(rewards, within_groups(group_ids, strata), ddof=0, eps=eps)
     return alpha * local + (1 - alpha) * standardised(rewards, group_ids, ddof=0, eps=eps)

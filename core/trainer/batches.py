@@ -38,17 +38,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the model reads for one micro-batch of one side, and which of its predictions are wanted.
+    """What the model reads of B sequences, and which of its predictions are wanted.
 
     N target positions: those whose mask is not zero.
     """
 
     ids: Tensor
-    """[B, L] right-padded; a causal model needs no attention mask for that."""
+    """[B, L] right-padded, for which a causal model needs no attention mask; or packed one after the other, [1, L]."""
+    positions: Tensor | None
+    """[1, L] of packed sequences: each begins at 0 again, by which attention keeps them apart. None: not packed."""
+    at: Tensor
+    """[N] which of the ids, all rows one after the other, predicts the target."""
     row: Tensor
-    """[N]"""
-    position: Tensor
-    """[N] the position that predicts the target."""
+    """[N] the sequence it belongs to."""
     slot: Tensor
     """[N] index of the target within its completion."""
     target: Tensor
@@ -57,7 +59,9 @@ class Inputs:
     """[B, T]"""
 
 
-def plan(items: Sequence[Item], *, epochs: int, batch_tokens: int, micro_batch_tokens: int, seed: int) -> list[Step]:
+def plan(
+    items: Sequence[Item], *, epochs: int, batch_tokens: int, micro_batch_tokens: int, seed: int, packed: bool = False
+) -> list[Step]:
     """The optimiser steps of all epochs. Depends on nothing but the arguments."""
     units = _units(items)
     targets = np.array([sum(items[i].targets for i in unit) for unit in units])
@@ -73,7 +77,7 @@ def plan(items: Sequence[Item], *, epochs: int, batch_tokens: int, micro_batch_t
             by_length = chunk[np.argsort(lengths[chunk], kind="stable")]
             n = per_epoch * (number + 1) // chunks - per_epoch * number // chunks
             cuts += [[i for unit in piece for i in units[unit]] for piece in _even(by_length, targets, n)]
-        steps += [_step(items, cuts[i], micro_batch_tokens) for i in rng.permutation(len(cuts))]
+        steps += [_step(items, cuts[i], micro_batch_tokens, packed) for i in rng.permutation(len(cuts))]
     return steps
 
 
@@ -92,41 +96,59 @@ def _even(order: np.ndarray, size: np.ndarray, n: int) -> list[np.ndarray]:
     return [run for run in np.split(order, np.flatnonzero(np.diff(bins)) + 1) if len(run)]
 
 
-def _step(items: Sequence[Item], members: Sequence[int], micro_batch_tokens: int) -> Step:
-    micro: list[tuple[int, ...]] = []
-    current: list[int] = []
-    for index in sorted(members, key=lambda i: (items[i].length, i)):
-        width = items[index].length * len(items[index].sequences)
-        if current and width * (len(current) + 1) > micro_batch_tokens:
-            micro.append(tuple(current))
-            current = []
-        current.append(index)
-    micro.append(tuple(current))
+def _step(items: Sequence[Item], members: Sequence[int], micro_batch_tokens: int, packed: bool) -> Step:
+    order = sorted(members, key=lambda i: (items[i].length, i))
+    widths = [
+        sum(len(s.ids) for s in items[i].sequences) if packed else items[i].length * len(items[i].sequences)
+        for i in order
+    ]
     return Step(
-        micro=tuple(micro),
+        micro=tuple(tuple(order[i] for i in run) for run in runs(widths, micro_batch_tokens, packed=packed)),
         tokens=float(sum(items[i].sequences[0].targets for i in members)),
         sequences=float(len(members)),
         targets=sum(items[i].targets for i in members),
     )
 
 
-def inputs(sequences: Sequence[Encoded], device: str) -> Inputs:
+def runs(widths: Sequence[int], tokens: int, *, packed: bool) -> list[range]:
+    """Rows of rising width, cut into micro-batches of up to that many tokens: the widest times all, or their sum."""
+    found: list[range] = []
+    start, total = 0, 0
+    for at, width in enumerate(widths):
+        total = total + width if packed else width * (at + 1 - start)
+        if at > start and total > tokens:
+            found.append(range(start, at))
+            start, total = at, width
+    return [*found, range(start, len(widths))]
+
+
+def inputs(sequences: Sequence[Encoded], device: str, *, packed: bool = False) -> Inputs:
     """The tensors of one micro-batch. The last token of a sequence is a target only, so it is not read."""
     import torch
 
-    ids = np.zeros((len(sequences), max(len(s.ids) for s in sequences) - 1), dtype=np.int64)
+    read = [len(s.ids) - 1 for s in sequences]
+    starts = np.cumsum([0, *read[:-1]]) if packed else np.arange(len(sequences)) * max(read)
+    ids = np.zeros(sum(read) if packed else len(sequences) * max(read), dtype=np.int64)
     mask = np.zeros((len(sequences), max(len(s.mask) for s in sequences)), dtype=np.float32)
-    rows, slots, targets, positions = [], [], [], []
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence.ids) - 1] = sequence.ids[:-1]
+    rows, slots, targets, at = [], [], [], []
+    for row, (start, sequence) in enumerate(zip(starts, sequences, strict=True)):
+        ids[start : start + len(sequence.ids) - 1] = (sequence.ids if sequence.read is None else sequence.read)[:-1]
         mask[row, : len(sequence.mask)] = sequence.mask
         slot = np.flatnonzero(sequence.mask)
         rows.append(np.full(len(slot), row))
         slots.append(slot)
-        positions.append(slot + sequence.prompt_length - 1)
+        at.append(start + slot + sequence.prompt_length - 1)
         targets.append(sequence.ids[slot + sequence.prompt_length])
-    tensors = [torch.from_numpy(np.concatenate(part)) for part in (rows, positions, slots, targets)]
-    row_t, position_t, slot_t, target_t = (t.to(device) for t in tensors)
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
     return Inputs(
-        torch.from_numpy(ids).to(device), row_t, position_t, slot_t, target_t, torch.from_numpy(mask).to(device)
+        ids=tensor(ids.reshape(1 if packed else len(sequences), -1)),
+        positions=tensor(np.concatenate([np.arange(n) for n in read])[None]) if packed else None,
+        at=tensor(np.concatenate(at)),
+        row=tensor(np.concatenate(rows)),
+        slot=tensor(np.concatenate(slots)),
+        target=tensor(np.concatenate(targets)),
+        mask=tensor(mask),
     )

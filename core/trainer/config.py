@@ -75,6 +75,11 @@ class Train(Config):
     """Longest prompt plus completion, in tokens; null = the model's context. A longer example is an error."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward pass (weights stay float32); auto = bfloat16 on a GPU that has it, else float32."""
+    attention: Annotated[str | None, LATER] = None
+    """Attention of transformers: 'sdpa', 'eager', 'flash_attention_2', ...; null = its own choice."""
+    packing: Annotated[bool | Literal["auto"], LATER] = "auto"
+    """Lay sequences one after the other instead of padding them: the loss is the same. auto = with flash attention,
+    which skips what is masked; with others, batches sorted by length have little padding and are faster."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""
     lora: Lora | None = None

@@ -32,6 +32,8 @@ class Encoded:
     prompt_length: int
     mask: FloatArray
     """[T] 1.0 on completion tokens the loss covers."""
+    read: IntArray | None = None
+    """[P + T] what the policy reads in place of `ids`, where inputs are corrupted; targets are `ids` all the same."""
 
     @property
     def targets(self) -> int:
@@ -55,6 +57,8 @@ class Item:
     behaviour_logps: FloatArray | None
     reference_logps: tuple[FloatArray | None, ...]
     """Of each sequence's completion, where they are known already."""
+    stratum: int = -1
+    """Which part of its group it belongs to; -1 where the example has none."""
 
     @property
     def length(self) -> int:
@@ -125,6 +129,7 @@ def _item(row: dict[str, Any], prompt: list[int], tokenizer: PreTrainedTokenizer
         group_id=row["group_id"] if row["kind"] == "group" else -1,
         behaviour_logps=_floats(behaviour),
         reference_logps=tuple(_floats(row[f"{name}_reference_logps"]) for name in names),
+        stratum=-1 if row["stratum"] is None else row["stratum"],
     )
 
 

@@ -40,6 +40,7 @@ COLUMNS: dict[str, str] = {
     "weight": "double",
     "margin": "double",
     "loss_spans": "list<int32>",
+    "stratum": "int64",
 }
 """Column -> Arrow type. Token ids are used exactly as given; where null, the text is tokenised and ended with EOS.
 Log-probabilities under the reference that are null are computed before the first step."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob
-from strop.core.trainer.loss import LogpsOf, Reference
+from strop.core.trainer.logps import Reader
+from strop.core.trainer.loss import Reference
 from strop.core.trainer.mismatched import Mismatched, mismatched, mismatched_items
 from strop.core.trainer.reference import frozen_logps
 
@@ -26,18 +27,15 @@ def known(
     job: TrainJob,
     requires: frozenset[str],
     items: Sequence[Item],
-    frozen: Callable[[str], LogpsOf],
+    frozen: Callable[[str], Reader],
     *,
     max_length: int,
     micro_batch_tokens: int,
-    device: str,
 ) -> Known:
     """`frozen` loads 'old' or 'reference', and is called only where something is missing."""
 
     def logps(name: str, policy: str, wanted: Sequence[Item]) -> Reference:
-        return frozen_logps(
-            job, name, wanted, lambda: frozen(policy), micro_batch_tokens=micro_batch_tokens, device=device
-        )
+        return frozen_logps(job, name, wanted, lambda: frozen(policy), micro_batch_tokens=micro_batch_tokens)
 
     others = None
     if "mismatched" in requires:

@@ -7,18 +7,21 @@ known here is found out at the start, by comparison with its own logits, and goe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from strop.core.trainer.batches import Inputs, inputs
+from strop.core.trainer.encode import Encoded, IntArray
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from strop.core.trainer.batches import Inputs
 
 CHUNK_ELEMENTS = 1 << 25
 """Logits computed at a time: 128 MB in float32."""
@@ -49,17 +52,18 @@ class TokenLogps(nn.Module):
         self.entropy = entropy
         self.split = self._head_is_plain()
 
-    def forward(self, ids: Tensor, row: Tensor, position: Tensor, target: Tensor) -> Predicted:
-        """Of N targets; `row` and `position` say which place of ids [B, L] predicts each."""
-        found = self._picked(ids, row, position, target)
+    def forward(self, batch: Inputs) -> Predicted:
+        """Of the batch's N targets."""
+        found = self._picked(batch)
         return Predicted(found[0], found[1] if self.entropy else None)
 
-    def _picked(self, ids: Tensor, row: Tensor, position: Tensor, target: Tensor) -> Tensor:
+    def _picked(self, batch: Inputs) -> Tensor:
         """[1 or 2, N]"""
+        target = batch.target
         if not self.split:
-            logits = self.model(input_ids=ids, use_cache=False).logits[row, position]
+            logits = self.model(**_reads(batch.ids, batch.positions)).logits.flatten(0, 1)[batch.at]
             return self._pick(logits, target)
-        hidden = self._hidden(ids)[row, position]
+        hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
         chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
         if len(target) <= chunk:
             return self._head(hidden, target)
@@ -72,8 +76,17 @@ class TokenLogps(nn.Module):
                 parts.append(self._head(*piece))
         return torch.cat(parts, 1)
 
-    def _hidden(self, ids: Tensor) -> Tensor:
-        hidden: Tensor = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    def best(self, batch: Inputs) -> Tensor:
+        """[N] the likeliest token at the place of each target."""
+        if not self.split:
+            found: Tensor = self.model(**_reads(batch.ids, batch.positions)).logits.flatten(0, 1)[batch.at].argmax(-1)
+            return found
+        hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
+        chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
+        return torch.cat([self._logits(piece).argmax(-1) for piece in hidden.split(chunk)])
+
+    def _hidden(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        hidden: Tensor = self.model.get_decoder()(**_reads(ids, positions)).last_hidden_state
         return hidden
 
     def _head(self, hidden: Tensor, target: Tensor) -> Tensor:
@@ -117,6 +130,53 @@ class TokenLogps(nn.Module):
             self.model.train(was_training)
 
 
-def spread(flat: Tensor, batch: Inputs) -> Tensor:
-    """[B, T] from [N]: each log-probability at its place, zero where the mask is zero."""
+def _reads(ids: Tensor, positions: Tensor | None) -> dict[str, Any]:
+    given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    return given if positions is None else given | {"position_ids": positions}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a policy makes of B completions."""
+
+    logps: Tensor
+    """[B, T] log-probability of each target, zero where the mask is zero."""
+    mask: Tensor
+    """[B, T]"""
+    entropy: Tensor | None
+    """[B, T] likewise; None unless asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A policy on its device, and how it reads sequences."""
+
+    policy: nn.Module
+    """A `TokenLogps`."""
+    device: str
+    bfloat16: bool = False
+    packed: bool = False
+    """One after the other, without padding."""
+
+    def __call__(self, sequences: Sequence[Encoded]) -> Seen:
+        """One forward pass over all of them."""
+        batch = inputs(sequences, self.device, packed=self.packed)
+        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bfloat16):
+            found: Predicted = self.policy(batch)
+        entropy = None if found.entropy is None else _spread(found.entropy, batch)
+        return Seen(_spread(found.logps, batch), batch.mask, entropy)
+
+
+def _spread(flat: Tensor, batch: Inputs) -> Tensor:
+    """[B, T] from [N]."""
     return torch.zeros_like(batch.mask).index_put((batch.row, batch.slot), flat)
+
+
+def reads_packed_apart(read: Reader, ids: IntArray) -> bool:
+    """Whether a sequence of these tokens is told the same when another one stands before it."""
+    own = Encoded(ids, 1, np.ones(len(ids) - 1, dtype=np.float32))
+    other = Encoded(ids[::-1], 1, own.mask)
+    packed = replace(read, packed=True)
+    with torch.no_grad():
+        alone, behind = packed([own]).logps[0], packed([other, own]).logps[1]
+    return bool(torch.allclose(alone, behind, atol=0.05 if read.bfloat16 else 1e-4))

@@ -17,12 +17,15 @@ import torch
 from strop.core.trainer.batches import Step
 from strop.core.trainer.checkpoint import load_checkpoint, save_checkpoint
 from strop.core.trainer.config import Train
+from strop.core.trainer.corrupt import Corrupter
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
-from strop.core.trainer.loss import LogpsOf, micro_loss, step_rows
+from strop.core.trainer.logps import Reader
+from strop.core.trainer.look import step_entropy
+from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
-from strop.core.trainer.score import ScoresOf
+from strop.core.trainer.score import ScoreReader
 from strop.storage.errors import StageError
 
 SAVE_EVERY_S = 60.0
@@ -41,15 +44,18 @@ class Work:
     steps: list[Step]
     trained: dict[str, torch.nn.Parameter]
     """The parameters in training, by name."""
-    logps_of: LogpsOf | ScoresOf
+    read: Reader | ScoreReader
     objective: Callable[[Any], Loss]
     known: Known
-    device: str
+    corrupter: Corrupter | None
+    """Where the objective's mark has `corrupts`."""
+    entropy: Reader | None
+    """Reads the entropy of a step before it is taken, when the mark requires 'step_entropy'."""
 
 
 def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[dict[str, float]]:
     """Take the optimiser steps, from the last checkpoint on. Returns the metrics of every step."""
-    optimizer = _optimizer(work.trained, config, work.device)
+    optimizer = _optimizer(work.trained, config, work.read.device)
     key = job.key()
     metrics = _restore(job, key, work.trained, optimizer)
     saved_at, save_s = time.monotonic(), 0.0
@@ -57,7 +63,7 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
     begun = time.monotonic()
     for index in range(len(metrics), len(work.steps)):
         step = work.steps[index]
-        values = _optimise(config, work, optimizer, index)
+        values = _optimise(config, work, optimizer, metrics)
         metrics.append({"step": index + 1} | values)
         tokens += step.targets
         now = time.monotonic()
@@ -77,25 +83,34 @@ def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[di
     return metrics
 
 
-def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index: int) -> dict[str, float]:
-    """One optimiser step. Returns its metrics; what is not finite raises StageError before it touches a weight."""
+def _optimise(
+    config: Train, work: Work, optimizer: torch.optim.Optimizer, before: list[dict[str, float]]
+) -> dict[str, float]:
+    """One optimiser step, after those `before` it.
+
+    Returns its metrics; what is not finite raises StageError before it touches a weight.
+    """
+    index, history = len(before), tuple(before)
     step, rate = work.steps[index], learning_rate(config, index, len(work.steps))
+    progress = index / len(work.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     whole = _whole(work, step)
+    items = work.items if work.corrupter is None else work.corrupter.step(work.items, step, index, progress)
     losses, reported = [], dict[str, float]()
     for members in step.micro:
         loss = micro_loss(
             members,
-            items=work.items,
+            items=items,
             step=step,
             whole=whole,
             reference=work.known.reference,
-            logps_of=work.logps_of,
+            read=work.read,
             objective=work.objective,
-            device=work.device,
             old=work.known.old,
+            progress=progress,
+            history=history,
         )
         loss.value.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.value.detach())
@@ -111,15 +126,16 @@ def _optimise(config: Train, work: Work, optimizer: torch.optim.Optimizer, index
 def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
     """The step's sequences, and the row of each item among them; None for pairs and scores: they have no statistics."""
     members = [i for micro in step.micro for i in micro]
-    if isinstance(work.logps_of, ScoresOf) or len(work.items[members[0]].sequences) == 2:
+    if isinstance(work.read, ScoreReader) or len(work.items[members[0]].sequences) == 2:
         return None
-    moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.logps_of, work.device)
+    moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.read)
     rows = step_rows(
         [work.items[i] for i in members],
         old=None if work.known.old is None else [work.known.old.logps[i][0] for i in members],
         reference=None if work.known.reference is None else [work.known.reference.logps[i][0] for i in members],
         mismatched=moved,
-        device=work.device,
+        entropy=None if work.entropy is None else step_entropy(work.items, step, work.entropy),
+        device=work.read.device,
     )
     return rows, {i: row for row, i in enumerate(members)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strop.core.trainer.batches import Inputs, Step, inputs
+from strop.core.trainer.batches import Step, runs
 from strop.core.trainer.encode import Item
-from strop.core.trainer.logps import Predicted, spread
+from strop.core.trainer.logps import Reader
 from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRows
-from strop.core.trainer.score import ScoresOf, scored_loss
-
-LogpsOf = Callable[[Inputs], Predicted]
-"""What the policy makes of the wanted targets."""
+from strop.core.trainer.score import ScoreReader, scored_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +25,19 @@ class Reference:
     """Per item and side: [T] zero where the loss covers nothing."""
 
 
-def reference_logps(items: Sequence[Item], logps_of: LogpsOf, *, micro_batch_tokens: int, device: str) -> Reference:
+def reference_logps(items: Sequence[Item], read: Reader, *, micro_batch_tokens: int) -> Reference:
     """One pass over the items, longest last, in the order of their lengths."""
     found: list[list[Any]] = [[None] * len(item.sequences) for item in items]
     flat = [(i, side) for i, item in enumerate(items) for side in range(len(item.sequences))]
     flat.sort(key=lambda at: (len(items[at[0]].sequences[at[1]].ids), at))
-    start = 0
-    while start < len(flat):
-        end = start + 1
-        while end < len(flat) and (end + 1 - start) * _length(items, flat[end]) <= micro_batch_tokens:
-            end += 1
-        members = flat[start:end]
-        batch = inputs([items[i].sequences[side] for i, side in members], device)
+    sequences = [items[i].sequences[side] for i, side in flat]
+    for run in runs([len(s.ids) for s in sequences], micro_batch_tokens, packed=read.packed):
         with torch.no_grad():
-            logps = spread(logps_of(batch).logps, batch).cpu().numpy()
-        for row, (i, side) in zip(logps, members, strict=True):
-            found[i][side] = row[: len(items[i].sequences[side].mask)].copy()
-        start = end
+            logps = read(sequences[run.start : run.stop]).logps.cpu().numpy()
+        for row, at in zip(logps, run, strict=True):
+            i, side = flat[at]
+            found[i][side] = row[: len(sequences[at].mask)].copy()
     return Reference([tuple(sides) for sides in found])
-
-
-def _length(items: Sequence[Item], at: tuple[int, int]) -> int:
-    return len(items[at[0]].sequences[at[1]].ids)
 
 
 def step_rows(
@@ -58,9 +46,10 @@ def step_rows(
     old: Sequence[Any] | None,
     reference: Sequence[Any] | None,
     mismatched: Sequence[float] | None,
+    entropy: Sequence[Any] | None,
     device: str,
 ) -> StepRows:
-    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T]."""
+    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T], like `entropy`."""
     mask = _padded([item.sequences[0].mask for item in chosen], 0.0, device)
     width = mask.shape[1]
 
@@ -79,56 +68,59 @@ def step_rows(
         old_logps=known(old),
         reference_logps=known(reference),
         mismatched=None if mismatched is None else each(mismatched),
+        entropy=known(entropy),
+        strata=torch.tensor([item.stratum for item in chosen], dtype=torch.int64, device=device),
     )
 
 
 def micro_loss(
     members: Sequence[int],
     *,
-    items: Sequence[Item],
+    items: Sequence[Item] | Mapping[int, Item],
     step: Step,
     whole: tuple[StepRows, dict[int, int]] | None,
     old: Reference | None,
     reference: Reference | None,
-    logps_of: LogpsOf | ScoresOf,
+    read: Reader | ScoreReader,
     objective: Callable[[Any], Loss],
-    device: str,
+    progress: float,
+    history: Sequence[Mapping[str, float]],
 ) -> Loss:
     """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
-    if isinstance(logps_of, ScoresOf):
-        return scored_loss(members, items, step, logps_of, objective)
+    if isinstance(read, ScoreReader):
+        return scored_loss(members, items, step, read, objective)
     if whole is None:
-        return objective(_pairs(members, items, step, old, reference, logps_of, device))
+        return objective(_pairs(members, items, step, old, reference, read, progress))
     rows, place = whole
-    batch = inputs([items[i].sequences[0] for i in members], device)
-    predicted = logps_of(batch)
-    at = torch.tensor([place[i] for i in members], device=device)
+    seen = read([items[i].sequences[0] for i in members])
+    at = torch.tensor([place[i] for i in members], device=read.device)
     return objective(
         SequenceBatch(
-            logps=spread(predicted.logps, batch),
-            mask=batch.mask,
+            logps=seen.logps,
+            mask=seen.mask,
             weights=rows.weights[at],
             step_tokens=step.tokens,
             step_sequences=step.sequences,
             step=rows,
             rows=at,
-            entropy=None if predicted.entropy is None else spread(predicted.entropy, batch),
+            entropy=seen.entropy,
+            progress=progress,
+            history=history,
         )
     )
 
 
 def _pairs(
     members: Sequence[int],
-    items: Sequence[Item],
+    items: Sequence[Item] | Mapping[int, Item],
     step: Step,
     old: Reference | None,
     reference: Reference | None,
-    logps_of: LogpsOf,
-    device: str,
+    read: Reader,
+    progress: float,
 ) -> PairBatch:
-    chosen = [items[i] for i in members]
-    both = inputs([item.sequences[side] for side in (0, 1) for item in chosen], device)
-    logps = spread(logps_of(both).logps, both)
+    chosen, device = [items[i] for i in members], read.device
+    both = read([item.sequences[side] for side in (0, 1) for item in chosen])
     n, width = len(chosen), both.mask.shape[1]
 
     def known(policy: Reference | None) -> tuple[Tensor, Tensor] | None:
@@ -138,9 +130,9 @@ def _pairs(
         return first, second
 
     return PairBatch(
-        chosen_logps=logps[:n],
+        chosen_logps=both.logps[:n],
         chosen_mask=both.mask[:n],
-        rejected_logps=logps[n:],
+        rejected_logps=both.logps[n:],
         rejected_mask=both.mask[n:],
         weights=torch.tensor([item.weight for item in chosen], dtype=torch.float32, device=device),
         margins=torch.tensor([item.margin for item in chosen], dtype=torch.float32, device=device),
@@ -148,6 +140,7 @@ def _pairs(
         step_chosen_tokens=step.tokens,
         reference_logps=known(reference),
         old_logps=known(old),
+        progress=progress,
     )
 
 

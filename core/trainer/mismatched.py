@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from strop.core.trainer.encode import Encoded, Item
-from strop.core.trainer.loss import LogpsOf, Reference, reference_logps
+from strop.core.trainer.logps import Reader
+from strop.core.trainer.loss import Reference, reference_logps
 
 
 def mismatched_items(items: Sequence[Item], max_length: int) -> list[Item | None]:
@@ -47,13 +48,13 @@ class Mismatched:
     """Item -> sum over its completion."""
     micro_batch_tokens: int
 
-    def moved(self, members: Sequence[int], logps_of: LogpsOf, device: str) -> list[float]:
+    def moved(self, members: Sequence[int], read: Reader) -> list[float]:
         """Of each member, log pi - log pi_reference summed over its mismatched completion; NaN where it has none."""
         chosen = [i for i in members if i in self.reference]
         found = dict.fromkeys(members, float("nan"))
         made = [item for item in (self.items[i] for i in chosen) if item is not None]
         if made:
-            now = reference_logps(made, logps_of, micro_batch_tokens=self.micro_batch_tokens, device=device)
+            now = reference_logps(made, read, micro_batch_tokens=self.micro_batch_tokens)
             for i, (logps,) in zip(chosen, now.logps, strict=True):
                 found[i] = float(logps.sum()) - self.reference[i]
         return [found[i] for i in members]

@@ -8,6 +8,7 @@ processes changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,12 +28,17 @@ class StepRows:
     """[S] NaN where the rollout could not be scored, or where the examples have none."""
     group_ids: Tensor
     """[S] int64; a group stays within one step. -1 where the examples have none."""
+    strata: Tensor | None = None
+    """[S] int64, which part of its group a sequence belongs to; -1 where the example has none."""
     behaviour_logps: Tensor | None = None
     """[S, T] under the distribution they were sampled from."""
     old_logps: Tensor | None = None
     """[S, T] under the policy as training found it, when the mark requires 'old'."""
     reference_logps: Tensor | None = None
     """[S, T] under the reference policy, when the mark requires 'reference'."""
+    entropy: Tensor | None = None
+    """[S, T] of the policy's distribution at each target as it is before this step, without gradient; when the mark
+    requires 'step_entropy'."""
     mismatched: Tensor | None = None
     """[S] log pi - log pi_reference, summed over a completion of another prompt put behind each prompt: without
     gradient, under the policy as it is before this step; when the mark requires 'mismatched'."""
@@ -58,6 +64,11 @@ class SequenceBatch:
     """[B] int64: which of the step's sequences these are."""
     entropy: Tensor | None = None
     """[B, T] of the policy's distribution at each target, with its gradient, when the mark requires 'entropy'."""
+    progress: float = 0.0
+    """Share of this training's optimiser steps that are done: 0 in the first, just below 1 in the last."""
+    history: Sequence[Mapping[str, float]] = ()
+    """Metrics of the optimiser steps before this one, also those before a kill: what the objective reported, and
+    loss, lr, grad_norm and tokens."""
 
     def of(self, values: Tensor) -> Tensor:
         """This micro-batch's part [B] of [S] or [B, T] of [S, T]."""
@@ -115,6 +126,8 @@ class PairBatch:
     """[B, T] chosen and [B, T'] rejected under the reference policy, when the mark requires 'reference'."""
     old_logps: tuple[Tensor, Tensor] | None = None
     """[B, T] and [B, T'] under the policy as training found it, when the mark requires 'old'."""
+    progress: float = 0.0
+    """Share of this training's optimiser steps that are done."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,11 +46,11 @@ def load_policy(directory: Path, config: Train, *, device: str, head: str | None
         if head == "score":
             from strop.core.trainer.score import load_scored
 
-            model, stored = load_scored(directory, tokenizer, keep_dtype=keep_dtype)
+            model, stored = load_scored(directory, tokenizer, keep_dtype=keep_dtype, attention=config.attention)
         elif lora is not None and not lora.merge and (directory / ADAPTER).is_file():
-            wrapper, model, stored = load_adapter(directory, lora, keep_dtype)
+            wrapper, model, stored = load_adapter(directory, config, keep_dtype)
         else:
-            model, stored = load_model(directory, keep_dtype=keep_dtype)
+            model, stored = load_model(directory, keep_dtype=keep_dtype, attention=config.attention)
     model.to(device)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -61,28 +61,36 @@ def load_policy(directory: Path, config: Train, *, device: str, head: str | None
     return Loaded(model, wrapper, tokenizer, stored)
 
 
-def load_model(directory: Path, *, keep_dtype: bool = False) -> tuple[Any, torch.dtype]:
-    """The model, in float32 unless its stored type is to be kept, and its stored type. Adapters are merged."""
+def load_model(directory: Path, *, keep_dtype: bool = False, attention: str | None = None) -> tuple[Any, torch.dtype]:
+    """The model, in float32 unless its stored type is to be kept, and its stored type. Adapters are merged.
+
+    Raises StageError: an attention that is not installed or not the model's.
+    """
     from transformers import AutoModelForCausalLM
 
-    with quiet():
+    with quiet(), _attention(attention):
         if (directory / ADAPTER).is_file():
             from peft import AutoPeftModelForCausalLM
 
-            adapted = AutoPeftModelForCausalLM.from_pretrained(directory, dtype="auto")
+            adapted = AutoPeftModelForCausalLM.from_pretrained(directory, dtype="auto", attn_implementation=attention)
             stored: torch.dtype = adapted.get_base_model().dtype
             model: Any = adapted.float().merge_and_unload().requires_grad_(True)
         else:
-            model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", attn_implementation=attention)
             stored = model.dtype
     return (model if keep_dtype else model.float()), stored
 
 
-def load_adapter(directory: Path, lora: Lora, keep_dtype: bool) -> tuple[Any, Any, torch.dtype]:
+def load_adapter(directory: Path, config: Train, keep_dtype: bool) -> tuple[Any, Any, torch.dtype]:
     """An unmerged adapter to train on: its wrapper, the model it sits in, and the stored type of the weights."""
     from peft import AutoPeftModelForCausalLM
 
-    wrapper = AutoPeftModelForCausalLM.from_pretrained(directory, dtype="auto", is_trainable=True)
+    lora = config.lora
+    assert lora is not None
+    with _attention(config.attention):
+        wrapper = AutoPeftModelForCausalLM.from_pretrained(
+            directory, dtype="auto", is_trainable=True, attn_implementation=config.attention
+        )
     old = wrapper.peft_config["default"]
     if (old.r, old.lora_alpha, old.use_dora) != (lora.r, lora.alpha, lora.dora):
         raise StageError(
@@ -113,6 +121,23 @@ def add_adapters(model: Any, lora: Lora, task: str = "CAUSAL_LM") -> Any:
             return get_peft_model(model, adapters)
     except ValueError as error:
         raise StageError(f"train.lora does not fit the policy: {error}") from error
+
+
+@contextmanager
+def _attention(name: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if name is None:
+            raise
+        raise StageError(f"train.attention {name!r} cannot be used here: {error}") from error
+
+
+def packs(config: Train, model: Any) -> bool:
+    """Whether sequences are packed: where it is asked for, or the attention is one that skips what it masks."""
+    if config.packing != "auto":
+        return config.packing
+    return "flash" in (getattr(model.config, "_attn_implementation", None) or "")
 
 
 def use_bfloat16(config: Train, device: str) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from strop.core.trainer.encode import FloatArray, Item
-from strop.core.trainer.loss import LogpsOf, Reference, reference_logps
+from strop.core.trainer.logps import Reader
+from strop.core.trainer.loss import Reference, reference_logps
 from strop.storage.durable import fsync
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ SIDES = ("completion", "chosen", "rejected")
 
 
 def frozen_logps(
-    job: TrainJob, policy: str, items: Sequence[Item], logps_of: Callable[[], LogpsOf], **how: int | str
+    job: TrainJob, policy: str, items: Sequence[Item], load: Callable[[], Reader], *, micro_batch_tokens: int
 ) -> Reference:
-    """All of them; the `policy`, 'reference' or 'old', is loaded, by `logps_of`, only where some are missing.
+    """All of them; the `policy`, 'reference' or 'old', is loaded, by `load`, only where some are missing.
 
-    `how` as `reference_logps`. What comes along with the examples is the reference's.
+    What comes along with the examples is the reference's.
     """
     kept = _read(job, policy)
     came = policy == "reference"
@@ -41,7 +42,7 @@ def frozen_logps(
             found[at, side] = kept.get((item.example_id, name), found[at, side])
     lacking = [i for i, item in enumerate(items) if any(found[i, s] is None for s in range(len(item.sequences)))]
     if lacking:
-        computed = reference_logps([items[i] for i in lacking], logps_of(), **how)  # type: ignore[arg-type]
+        computed = reference_logps([items[i] for i in lacking], load(), micro_batch_tokens=micro_batch_tokens)
         found.update(
             {(i, s): logps for i, sides in zip(lacking, computed.logps, strict=True) for s, logps in enumerate(sides)}
         )

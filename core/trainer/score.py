@@ -7,7 +7,8 @@ its end of sequence, that is the token before the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from strop.core.trainer.policy import ADAPTER, load_model, quiet
 from strop.storage.errors import StageError
 
 
-def load_scored(directory: Path, tokenizer: Any, *, keep_dtype: bool = False) -> tuple[Any, torch.dtype]:
+def load_scored(
+    directory: Path, tokenizer: Any, *, keep_dtype: bool = False, attention: str | None = None
+) -> tuple[Any, torch.dtype]:
     """The model with a score head, in float32 unless its stored type is to be kept, and its stored type.
 
     A language model's directory gets a fresh head, drawn from torch's random state; adapters are merged.
@@ -31,12 +34,12 @@ def load_scored(directory: Path, tokenizer: Any, *, keep_dtype: bool = False) ->
 
     with quiet():
         if (directory / ADAPTER).is_file():
-            policy, stored = load_model(directory, keep_dtype=keep_dtype)
+            policy, stored = load_model(directory, keep_dtype=keep_dtype, attention=attention)
             policy.config.num_labels = 1
             model: Any = Auto.from_config(policy.config, dtype=policy.dtype)  # type: ignore[no-untyped-call]
             setattr(model, model.base_model_prefix, getattr(policy, policy.base_model_prefix))
         else:
-            model = _from_pretrained(directory)
+            model = _from_pretrained(directory, attention)
             stored = model.dtype
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad is None:
@@ -47,15 +50,18 @@ def load_scored(directory: Path, tokenizer: Any, *, keep_dtype: bool = False) ->
     return (model if keep_dtype else model.float()), stored
 
 
-def _from_pretrained(directory: Path) -> Any:
+def _from_pretrained(directory: Path, attention: str | None) -> Any:
     """Without the warning that the head is new and the language model's own is not used: both are meant."""
     from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
+    from transformers.utils import logging as module
 
+    logging: Any = module
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     try:
-        return AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1, dtype="auto")
+        return AutoModelForSequenceClassification.from_pretrained(
+            directory, num_labels=1, dtype="auto", attn_implementation=attention
+        )
     finally:
         logging.set_verbosity(before)
 
@@ -88,25 +94,31 @@ class SequenceScores(nn.Module):
         return scores
 
 
-class ScoresOf:
-    """What stands where an objective without a score head has the policy's log-probabilities."""
+@dataclass(frozen=True, slots=True)
+class ScoreReader:
+    """What stands where an objective without a score head has the `Reader` of a policy."""
 
-    def __init__(self, scores: SequenceScores, bfloat16: bool) -> None:
-        self._scores, self._bfloat16 = scores, bfloat16
+    scores: SequenceScores
+    device: str
+    bfloat16: bool = False
+    packed: bool = False
+    """Never: the head is read at the end of each row."""
 
     def __call__(self, sequences: Sequence[Encoded]) -> Tensor:
         """[B]"""
-        return self._scores.of([sequence.ids for sequence in sequences], bfloat16=self._bfloat16)
+        return self.scores.of([sequence.ids for sequence in sequences], bfloat16=self.bfloat16)
 
 
 def scored_loss(
-    members: Sequence[int], items: Sequence[Item], step: Step, scores_of: ScoresOf, objective: Callable[[Any], Loss]
+    members: Sequence[int],
+    items: Sequence[Item] | Mapping[int, Item],
+    step: Step,
+    read: ScoreReader,
+    objective: Callable[[Any], Loss],
 ) -> Loss:
     """The objective's loss of one micro-batch, the gradient still attached."""
     chosen = [items[i] for i in members]
-    scores = scores_of(
-        [sequence for side in zip(*(item.sequences for item in chosen), strict=True) for sequence in side]
-    )
+    scores = read([sequence for side in zip(*(item.sequences for item in chosen), strict=True) for sequence in side])
 
     def each(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=scores.device)

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from strop.core.registry import find
+from strop.core.plugin import Config
+from strop.core.registry import Plugin, find
 from strop.core.seeds import derive
-from strop.core.trainer.batches import Inputs, plan
+from strop.core.trainer.batches import plan
 from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
-from strop.core.trainer.encode import encode
+from strop.core.trainer.corrupt import Corrupter
+from strop.core.trainer.encode import Item, encode
 from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples
 from strop.core.trainer.known import known
-from strop.core.trainer.logps import Predicted, TokenLogps
+from strop.core.trainer.logps import Reader, TokenLogps, reads_packed_apart
 from strop.core.trainer.loop import Progress, Work, run
-from strop.core.trainer.loss import LogpsOf
 from strop.core.trainer.objective import Loss
-from strop.core.trainer.policy import Loaded, load_model, load_policy, pick_device, use_bfloat16
-from strop.core.trainer.score import ScoresOf, SequenceScores
+from strop.core.trainer.policy import Loaded, load_model, load_policy, packs, pick_device, use_bfloat16
+from strop.core.trainer.score import ScoreReader, SequenceScores
 from strop.storage.errors import PluginError, StageError, did_you_mean
 
 
@@ -56,25 +58,33 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
     limit, longest = _limit(config, loaded.model)
     items = encode(table, loaded.tokenizer, max_length=limit, longest=longest)
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
-    steps = plan(items, epochs=config.epochs, batch_tokens=config.batch_tokens, micro_batch_tokens=micro, seed=job.seed)
+    read: Reader | ScoreReader
+    if head == "score":
+        read = ScoreReader(SequenceScores(loaded.model), device, use_bfloat16(config, device))
+    else:
+        read = _reader(loaded.model, config, device, items, entropy="entropy" in requires)
+    steps = plan(
+        items,
+        epochs=config.epochs,
+        batch_tokens=config.batch_tokens,
+        micro_batch_tokens=micro,
+        seed=job.seed,
+        packed=read.packed,
+    )
     stored = known(
         job,
         requires,
         items,
-        lambda policy: _frozen(policy, job, config, loaded, device),
+        lambda policy: _frozen(policy, job, config, loaded, read),
         max_length=limit,
         micro_batch_tokens=micro,
-        device=device,
     )
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    bfloat16 = use_bfloat16(config, device)
-    logps_of: LogpsOf | ScoresOf = (
-        ScoresOf(SequenceScores(loaded.model), bfloat16)
-        if head == "score"
-        else _forward(TokenLogps(loaded.model, entropy="entropy" in requires), bfloat16, device)
-    )
-    work = Work(items, steps, trained, logps_of, objective, stored, device)
+    entropy = None
+    if isinstance(read, Reader) and "step_entropy" in requires:
+        entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True))
+    work = Work(items, steps, trained, read, objective, stored, _corrupter(job, loaded, read), entropy)
     metrics = run(job, config, work, progress)
     tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
     result = TrainResult(
@@ -91,10 +101,23 @@ def _train(job: TrainJob, config: Train, progress: Progress, started: float) -> 
     return result
 
 
-def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[str], frozenset[str], str | None]:
+def _plugin(job: TrainJob) -> tuple[Plugin, Config]:
     local = job.objective_origin.endswith(".py")
     plugin = find("objective", f"{job.objective_origin}:{job.objective}" if local else job.objective)
-    config = plugin.configure(dict(job.objective_config))
+    return plugin, plugin.configure(dict(job.objective_config))
+
+
+def _corrupter(job: TrainJob, loaded: Loaded, read: Reader | ScoreReader) -> Corrupter | None:
+    plugin, config = _plugin(job)
+    corrupts = plugin.mark.corrupts
+    if corrupts is None or isinstance(read, ScoreReader):
+        return None
+    own = replace(read, policy=TokenLogps(loaded.model))
+    return Corrupter(lambda progress: corrupts(config, progress), loaded.tokenizer, own, job.seed)
+
+
+def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[str], frozenset[str], str | None]:
+    plugin, config = _plugin(job)
     needs = ["behaviour_logps" if name == "logps" else name for name in sorted(plugin.mark.needs)]
     for name in needs:
         if name not in COLUMNS:
@@ -115,22 +138,26 @@ def _limit(config: Train, model: Any) -> tuple[int, str]:
     return context, "the policy's context"
 
 
-def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, device: str) -> LogpsOf:
+def _reader(model: Any, config: Train, device: str, items: Sequence[Item], *, entropy: bool) -> Reader:
+    """Raises StageError where sequences are to be packed and the model mixes them."""
+    model.eval()
+    read = Reader(TokenLogps(model, entropy=entropy), device, use_bfloat16(config, device), packs(config, model))
+    if read.packed and not reads_packed_apart(read, items[0].sequences[0].ids[:16]):
+        raise StageError(
+            "train.packing: this model does not keep packed sequences apart (its attention ignores where one begins): "
+            "write packing: false"
+        )
+    return read
+
+
+def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, read: Reader | ScoreReader) -> Reader:
     """'old' or 'reference', before the first step: adapters are still the identity then."""
+    assert isinstance(read, Reader), "an objective with a score head requires nothing"
     directory = job.init if policy == "old" or job.reference is None else job.reference
     same = directory.resolve() == job.init.resolve()
-    model = loaded.model if same else load_model(directory)[0].to(device)
+    model = loaded.model if same else load_model(directory, attention=config.attention)[0].to(read.device)
     model.eval()
-    return _forward(TokenLogps(model), use_bfloat16(config, device), device)
-
-
-def _forward(policy: TokenLogps, bfloat16: bool, device: str) -> LogpsOf:
-    def logps_of(batch: Inputs) -> Predicted:
-        with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=bfloat16):
-            predicted: Predicted = policy(batch.ids, batch.row, batch.position, batch.target)
-        return predicted
-
-    return logps_of
+    return replace(read, policy=TokenLogps(model))
 
 
 def _to_save(loaded: Loaded, config: Train) -> Any:

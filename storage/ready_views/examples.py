@@ -77,6 +77,17 @@ TABLES: dict[str, tuple[Query, ...]] = {
             "SELECT example_id, count(*) AS policies FROM policy_examples GROUP BY example_id HAVING policies > 1",
         ),
     ),
+    "train_metrics": (
+        Query(
+            "How did the loss fall?",
+            "SELECT run_id, round, step, value AS loss FROM train_metrics WHERE name = 'loss' ORDER BY ALL",
+        ),
+        Query(
+            "Which optimiser steps had their gradients scaled down?",
+            "SELECT run_id, round, count(*) FILTER (value > 1) AS scaled, count(*) AS steps FROM train_metrics\n"
+            "WHERE name = 'grad_norm' GROUP BY ALL ORDER BY ALL",
+        ),
+    ),
     "token_logps": (
         Query(
             "How far is the policy from its reference, by round? (KL, estimated on its own rollouts)",

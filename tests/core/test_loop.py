@@ -54,6 +54,19 @@ def test_no_held_out_problem_is_ever_trained_on(lake):
     assert {split for _, split in trained} == {"train"}
 
 
+def test_every_step_of_every_training_is_kept(lake):
+    found = lake.query(
+        "SELECT policy_id, p.steps, p.loss, count(DISTINCT step), max(step), count(DISTINCT m.name), "
+        "count(*) FILTER (value IS NULL), avg(value) FILTER (m.name = 'loss' AND step > 0.9 * p.steps) "
+        "FROM policies p JOIN train_metrics m USING (policy_id) GROUP BY ALL"
+    )
+    assert len(found) == load("smoke").rounds
+    for _, steps, loss, distinct, last, names, lost, tail in found:
+        assert distinct == last == steps
+        assert (names, lost) == (4, 0)  # loss, lr, grad_norm, tokens
+        assert tail == pytest.approx(loss, rel=0.2)
+
+
 def test_the_model_is_sharper_at_the_end(lake):
     values = {row.round: row.value for row in lake.rows(Metric, "name = 'pass@1' AND slice = 'heldout'")}
     assert values[max(values)] > values[0] + 0.03

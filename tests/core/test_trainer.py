@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import trainer_tiny
+from plain_training import assert_same, load, plain_logps, plain_steps, weights
 
 from strop.core.plugin import Config, stage
 from strop.core.trainer.config import Lora, Train
@@ -48,47 +50,6 @@ def job(base, tmp_path):
         )
 
     return make
-
-
-def load(directory):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(directory)
-
-
-def weights(directory):
-    return {name: p.detach() for name, p in load(directory).named_parameters()}
-
-
-def assert_same(ours, theirs, tolerance):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def plain_logps(model, tokenizer, prompt, completion):
-    """[T] one sequence alone, from the model's own logits."""
-    ids = tokenizer(prompt)["input_ids"]
-    target = [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
-    logits = model(torch.tensor([ids + target])).logits[0, len(ids) - 1 : -1]
-    return logits.log_softmax(-1)[torch.arange(len(target)), torch.tensor(target)]
-
-
-def plain_steps(base, loss_of, rates=(1e-3,)):
-    """The parameters after AdamW steps at these rates on `loss_of(model, tokenizer)`, and the last loss."""
-    from transformers import AutoTokenizer
-
-    model, tokenizer = load(base), AutoTokenizer.from_pretrained(base)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    for rate in rates:
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.zero_grad()
-        loss = loss_of(model, tokenizer)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return {name: p.detach() for name, p in model.named_parameters()}, loss.item()
 
 
 def test_one_sft_step_equals_plain_pytorch(base, job):
@@ -170,23 +131,41 @@ def test_the_cut_into_micro_batches_changes_nothing(job, base, objective, make, 
     torch.testing.assert_close(gradients[2], gradients[0], atol=1e-6, rtol=1e-5)
 
 
-def test_padding_changes_no_log_probability(base):
-    from strop.core.trainer.batches import inputs
-    from strop.core.trainer.logps import TokenLogps, spread
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_sequence_is_told_the_same_alone_padded_and_packed(base, packed):
+    from strop.core.trainer.logps import Reader, TokenLogps
 
-    policy = TokenLogps(load(base).eval())
+    read = Reader(TokenLogps(load(base).eval()), "cpu", packed=packed)
     rng = torch.Generator().manual_seed(0)
     sequences = [
         Encoded(torch.randint(3, 20, (p + t,), generator=rng).numpy(), p, torch.ones(t).numpy())
         for p, t in ((3, 2), (9, 7), (1, 20))
     ]
-    batch = inputs(sequences, "cpu")
-    together = spread(policy(batch.ids, batch.row, batch.position, batch.target).logps, batch)
-    for row, sequence in zip(together, sequences, strict=True):
-        one = inputs([sequence], "cpu")
-        alone = policy(one.ids, one.row, one.position, one.target).logps
+    for row, sequence in zip(read(sequences).logps, sequences, strict=True):
+        alone = replace(read, packed=False)([sequence]).logps[0]
         torch.testing.assert_close(row[: len(alone)], alone, atol=1e-5, rtol=0)
         assert row[len(alone) :].abs().sum() == 0
+
+
+def test_a_model_that_mixes_packed_sequences_is_refused(base, job, tmp_path):
+    from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    mixing = tmp_path / "mixing"
+    with quiet():
+        BloomForCausalLM(
+            BloomConfig(vocab_size=36, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.2)
+        ).save_pretrained(mixing)
+    AutoTokenizer.from_pretrained(base).save_pretrained(mixing)
+    rows = trainer_tiny.sft_rows(4)
+    with pytest.raises(StageError, match=r"does not keep packed sequences apart .* write packing: false"):
+        train(job(rows, init=mixing, packing=True, **ONE_STEP))
+    assert train(job(rows, init=mixing, **ONE_STEP)).steps == 1
+
+
+def test_an_attention_that_is_not_there_is_named(job):
+    with pytest.raises(StageError, match=r"train\.attention 'no_such' cannot be used here"):
+        train(job(trainer_tiny.sft_rows(4), attention="no_such", **ONE_STEP))
 
 
 def test_chunks_of_the_output_head_change_neither_value_nor_gradient(base, monkeypatch):
@@ -200,7 +179,7 @@ def test_chunks_of_the_output_head_change_neither_value_nor_gradient(base, monke
         monkeypatch.setattr(logps, "CHUNK_ELEMENTS", elements)
         policy = logps.TokenLogps(load(base), entropy=True)
         assert policy.split
-        value = policy(batch.ids, batch.row, batch.position, batch.target)
+        value = policy(batch)
         (value.logps.sum() + 0.5 * value.entropy.sum()).backward()
         found.append((value.logps.detach(), value.entropy.detach(), policy.model.get_output_embeddings().weight.grad))
     torch.testing.assert_close(found[0], found[1])
@@ -211,10 +190,10 @@ def test_entropy_is_that_of_the_whole_distribution(base):
     from strop.core.trainer.logps import TokenLogps
 
     batch = inputs([Encoded(torch.arange(3, 9).numpy(), 2, torch.ones(4).numpy())], "cpu")
-    found = TokenLogps(load(base), entropy=True)(batch.ids, batch.row, batch.position, batch.target)
+    found = TokenLogps(load(base), entropy=True)(batch)
     logits = load(base)(batch.ids).logits[0, 1:]
     torch.testing.assert_close(found.entropy, torch.distributions.Categorical(logits=logits).entropy())
-    assert TokenLogps(load(base))(batch.ids, batch.row, batch.position, batch.target).entropy is None
+    assert TokenLogps(load(base))(batch).entropy is None
 
 
 def test_a_model_whose_head_is_unknown_goes_through_its_own_forward(base):
@@ -228,7 +207,7 @@ def test_a_model_whose_head_is_unknown_goes_through_its_own_forward(base):
     assert not policy.split
     batch = inputs([Encoded(torch.arange(3, 9).numpy(), 2, torch.ones(4).numpy())], "cpu")
     expected = (2 * load(base)(batch.ids).logits[0, 1:]).log_softmax(-1)[torch.arange(4), batch.target]
-    torch.testing.assert_close(policy(batch.ids, batch.row, batch.position, batch.target).logps, expected)
+    torch.testing.assert_close(policy(batch).logps, expected)
 
 
 def _doubled(output):

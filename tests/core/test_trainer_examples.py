@@ -198,12 +198,10 @@ def test_a_target_is_predicted_from_the_position_before_it():
         Encoded(np.array([11, 12, 13, 14]), 2, np.array([1.0, 1.0], dtype=np.float32)),
         Encoded(np.array([21, 22, 23]), 1, np.array([0.0, 1.0], dtype=np.float32)),
     ]
-    batch = inputs(sequences, "cpu")
-    assert batch.ids.tolist() == [[11, 12, 13], [21, 22, 0]]
-    assert list(
-        zip(batch.row.tolist(), batch.position.tolist(), batch.slot.tolist(), batch.target.tolist(), strict=True)
-    ) == [
-        (0, 1, 0, 13),
-        (0, 2, 1, 14),
-        (1, 1, 1, 23),
-    ]
+    for ids, positions in (([[11, 12, 13], [21, 22, 0]], None), ([[11, 12, 13, 21, 22]], [[0, 1, 2, 0, 1]])):
+        batch = inputs(sequences, "cpu", packed=positions is not None)
+        assert batch.ids.tolist() == ids
+        assert (batch.row.tolist(), batch.slot.tolist()) == ([0, 0, 1], [0, 1, 1])
+        assert (batch.at.tolist(), batch.target.tolist()) == ([1, 2, 4], [13, 14, 23])
+        assert batch.mask.tolist() == [[1.0, 1.0], [0.0, 1.0]]
+        assert positions == (None if batch.positions is None else batch.positions.tolist())

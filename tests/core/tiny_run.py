@@ -160,7 +160,14 @@ def _trained(session: Any, job: TrainJob, at: int, step: Any) -> TrainResult:
     job.output.mkdir(parents=True, exist_ok=True)
     (job.output / "config.json").write_text(f'{{"after": "{job.init.name}", "round": {at}}}')
     return TrainResult(
-        output=job.output, kind="full", steps=1, examples=1, tokens=1, loss=0.5, seconds=0.0, metrics=[{"loss": 0.5}]
+        output=job.output,
+        kind="full",
+        steps=1,
+        examples=1,
+        tokens=1,
+        loss=0.5,
+        seconds=0.0,
+        metrics=[{"step": 1, "loss": 0.5}],
     )
 
 

@@ -33,6 +33,10 @@ def sequences(
     reference=None,
     entropy=None,
     weights=None,
+    strata=None,
+    step_entropy=None,
+    progress=0.0,
+    history=(),
 ) -> SequenceBatch:
     """A whole step in one micro-batch, in float64; `rewards` and `groups` a sequence, the rest [S, T]."""
     logps, mask = tensor(logps).clone().requires_grad_(), tensor(mask)
@@ -45,6 +49,8 @@ def sequences(
         behaviour_logps=None if behaviour is None else tensor(behaviour),
         old_logps=None if old is None else tensor(old),
         reference_logps=None if reference is None else tensor(reference),
+        strata=None if strata is None else torch.as_tensor(strata),
+        entropy=None if step_entropy is None else tensor(step_entropy),
     )
     return SequenceBatch(
         logps=logps,
@@ -55,6 +61,8 @@ def sequences(
         step=step,
         rows=torch.arange(n),
         entropy=None if entropy is None else tensor(entropy).clone().requires_grad_(),
+        progress=progress,
+        history=history,
     )
 
 
@@ -77,7 +85,8 @@ def random_step(seed: int = 0, groups: int = 3, size: int = 4, width: int = 6) -
 
     return sequences(
         logps(), mask, rewards=rewards, groups=torch.arange(groups).repeat_interleave(size), behaviour=logps(),
-        old=logps(), reference=logps(), entropy=-logps(),
+        old=logps(), reference=logps(), entropy=-logps(), strata=torch.randint(0, 2, (n,), generator=rng),
+        step_entropy=-logps(),
     )  # fmt: skip
 
 

@@ -66,7 +66,8 @@ PLAIN = [
     ("unlikelihood", {}),
 ]
 MIXED = [
-    ("hpt", {}), ("hpt", {"gate": 1, "sft": 0.3}), ("hpt", {"gate": None}), ("srft", {}), ("critique_grpo", {}),
+    ("hpt", {}), ("hpt", {"entropy": 0.1}), ("hpt", {"gate": 1, "sft": 0.3}), ("hpt", {"gate": None}), ("srft", {}),
+    ("critique_grpo", {}),
 ]  # fmt: skip
 
 
@@ -445,6 +446,16 @@ def test_hpts_table(solved, on, off):
     mean = solved / 6
     expected = [on * (mean - 1)] * solved + [on * mean] * (6 - solved) + [-off]
     assert found.tolist() == pytest.approx([x / tokens for x in expected])
+
+
+def test_hpt_keeps_the_entropy_of_what_takes_part_up():
+    batch = group(0, 0, NONE, 1, 0, NONE, groups=[4, 4, 4, 2, 2, 2], entropy=[[0.5]] * 6)
+    plain, found = loss_of("hpt")(batch), loss_of("hpt", entropy=0.1)(batch)
+    assert (found.value - plain.value).item() == pytest.approx(-0.1 * 0.5)
+    (slope,) = torch.autograd.grad(found.value, batch.entropy)
+    torch.testing.assert_close(slope[:, 0], -0.1 * tensor([0, 0, 1, 1, 1, 0]) / 3)
+    plugin = find("objective", "hpt")
+    assert [plugin.mark.required(plugin.configure({"entropy": c})) for c in (0.0, 0.1)] == [{"old"}, {"old", "entropy"}]
 
 
 def test_a_group_that_nobody_solved_or_showed_teaches_hpt_nothing():

@@ -23,6 +23,7 @@ from strop.storage.tables import (
     Score,
     StageRun,
     TokenLogps,
+    TrainMetric,
 )
 
 NOON = datetime.datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=datetime.UTC)
@@ -95,6 +96,10 @@ def one_of_each() -> dict[str, list[Row]]:
         "policy_examples": [
             PolicyExample(**stamp, policy_id=2, example_id=1, share=0.25),
             PolicyExample(**stamp, policy_id=2, example_id=2),
+        ],
+        "train_metrics": [
+            TrainMetric(**stamp, policy_id=2, step=1, name="loss", value=0.5),
+            TrainMetric(**stamp, policy_id=2, step=2, name="loss", value=None),
         ],
         "token_logps": [
             TokenLogps(**stamp, rollout_id=1, policy_hash="ab", policy_id=1, logps=[-0.5, -1.0], engine="hf"),

@@ -37,6 +37,7 @@ from strop.storage.tables import (
     Run,
     Score,
     TokenLogps,
+    TrainMetric,
 )
 
 MAY_BE_WRONG = frozenset(
@@ -258,7 +259,7 @@ def test_every_reference_that_leads_nowhere_is_named(small: Lake) -> None:
     nowhere = 99 << 20
     owner = row_ledger(
         "verify", 1, plans=1, scores=3, decisions=2, examples=1, policies=1, policy_examples=1, contexts=1, metrics=1,
-        problems=1, rollouts=1, token_logps=1,
+        problems=1, rollouts=1, token_logps=1, train_metrics=1,
     )  # fmt: skip
     at = iter(range(owner.stage_run_id << 20, (owner.stage_run_id << 20) + 99))
     of: dict[str, Any] = {"run_id": "t-s0", "round": 1, "stage_run_id": owner.stage_run_id}
@@ -295,6 +296,7 @@ def test_every_reference_that_leads_nowhere_is_named(small: Lake) -> None:
         ],
         "token_logps": [TokenLogps(**of, rollout_id=nowhere, policy_hash="x", policy_id=nowhere, logps=[])],
         "policy_examples": [PolicyExample(**of, policy_id=nowhere, example_id=nowhere)],
+        "train_metrics": [TrainMetric(**of, policy_id=nowhere, step=1, name="loss", value=1.0)],
         "contexts": [
             Context(**of, context_id=next(at), name="c", text="t", parent_context_id=nowhere, sources=[nowhere])
         ],

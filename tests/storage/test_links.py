@@ -19,6 +19,7 @@ COUNTS = {"seed", "n_tokens", "n", "examples", "steps", "tokens"}
 NOT_LINKS = {
     "runs.stage_run_id": "the stage run of a run's first commit belongs to that run",
     "policy_examples.policy_id": "the other end of `policy_examples.example_id`",
+    "train_metrics.policy_id": "numbers of the policy's own training, made with it",
     "token_logps.rollout_id": "the other end of `token_logps.policy_id`",
 }
 OWN = {"run_id", "stage_run_id"}

@@ -36,8 +36,11 @@ ADDED = {
         ("rollouts", "cost"),
         ("token_logps", "rollout_id"),
     },
+    4: {("examples", "stratum"), ("train_metrics", "policy_id")},
 }
 """By version."""
+ROLLOUTS = {1: 216, 2: 216, 3: 204}
+"""By version: since 3 a verify stage begins while rollouts are still sampled, and the killed run has fewer of them."""
 
 
 @pytest.fixture(scope="session", params=range(1, SCHEMA_VERSION))
@@ -78,11 +81,11 @@ def test_the_migrations_lead_step_by_step_from_the_first_version_to_todays_table
         assert there == {(c.name, c.sql_type) for c in columns(table)}, table.TABLE
 
 
-def test_a_reader_of_an_older_lake_sees_todays_columns_empty_and_changes_nothing(old: Path) -> None:
+def test_a_reader_of_an_older_lake_sees_todays_columns_empty_and_changes_nothing(old: Path, version: int) -> None:
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     with open_lake(old, read_only=True) as lake:
         assert [run.parent_run_id for run in lake.rows(Run)] == [None, None]
-        assert len(lake.rows(Rollout, without=["logps"])) == 216
+        assert len(lake.rows(Rollout, without=["logps"])) == ROLLOUTS[version]
     with open_console(old) as console:
         assert console.query("SELECT count(*), count(supersedes) FROM scores").rows == [(192, 0)]
         for ready in (table.name for table in console.tables() if table.rows is None):
@@ -105,7 +108,7 @@ def test_a_writer_migrates_it_and_old_rows_and_old_snapshots_stay(
     assert f"now has schema version {SCHEMA_VERSION}" in caplog.text
     with open_console(old, snapshot=then) as console:
         assert console.query("SELECT max(version), count(*) FROM schema_versions").rows == [(version, 1)]
-        assert console.query("SELECT count(*), count(detail) FROM rollouts").rows == [(216, 0)]
+        assert console.query("SELECT count(*), count(detail) FROM rollouts").rows == [(ROLLOUTS[version], 0)]
 
 
 def test_files_of_both_versions_live_together_and_merge(old: Path, version: int) -> None:
@@ -147,11 +150,11 @@ def test_a_migration_killed_anywhere_leaves_either_version_and_is_made_again(
     done = subprocess.run([sys.executable, driver, "migrate", tmp_path, "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) >= 12
+    assert len(found) >= 9
     assert found[-1]["status"] == 0, done.stderr
     seen = [line["versions"] for line in found]
     assert seen == sorted(seen), "the old version up to COMMIT, today's after it"
-    assert seen[8] == [version]
+    assert seen[len(seen) // 2] == [version]
     assert seen[-1] == whole
     for line in found:
         assert line["rows"], line

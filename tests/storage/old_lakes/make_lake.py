@@ -1,12 +1,12 @@
 """Makes vN.tar.xz, a lake of schema version N: python make_lake.py CHECKOUT OUT.tar.xz, with a checkout of that time.
 
-    git worktree add --detach /tmp/v2 a24cc70
-    python tests/storage/old_lakes/make_lake.py /tmp/v2 tests/storage/old_lakes/v2.tar.xz
+    git worktree add --detach /tmp/v3 59edb86
+    python tests/storage/old_lakes/make_lake.py /tmp/v3 tests/storage/old_lakes/v3.tar.xz
 
-Version 1 was made with a checkout of 03bc656, version 2 with one of a24cc70. The checkout's own code runs its own
-`tests/core/tiny_run.py`: a finished run of three rounds, and one that is killed in its second round. Small files are
-merged every 16 snapshots instead of every 64, so that there are merged files. Beside the lake lie the recipe and its
-plugin file, so that the killed run can go on.
+Version 1 was made with a checkout of 03bc656, version 2 with one of a24cc70, version 3 with one of 59edb86. The
+checkout's own code runs its own `tests/core/tiny_run.py`: a finished run of three rounds, and one that is killed in its
+second round. Small files are merged every 16 snapshots instead of every 64, so that there are merged files. Beside the
+lake lie the recipe and its plugin file, so that the killed run can go on.
 """
 
 from __future__ import annotations
