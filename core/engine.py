@@ -122,6 +122,14 @@ class Inside(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """A reward model with a score head, loaded and ready."""
+
+    def scores(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[float]:
+        """The score of each completion, a text or its tokens, after its prompt. Raises ValueError: one is too long."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class NamedPolicy:
     """A policy that a stage names in its settings (a reference, a teacher), and what is known of rollouts under it."""
@@ -138,5 +146,27 @@ class NamedPolicy:
 
     def engine(self) -> Engine:
         """The engine with this policy loaded; it takes the place of whichever was loaded before."""
+        assert self.load is not None
+        return self.load()
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """A reward model of the run: one with a score head, or a policy that is one by its log-ratio to a reference."""
+
+    name: str
+    """Of its row in `policies`."""
+    stage: str
+    """Name of the `train_reward` stage that trained it."""
+    policy: NamedPolicy
+    reference: NamedPolicy | None
+    """None: it has a score head."""
+    beta: float = 1.0
+    """Reward for a log-ratio of 1 to the reference."""
+    load: Callable[[], Scorer] | None = None
+    """Loads it where it has a score head; set where the plugin runs."""
+
+    def scorer(self) -> Scorer:
+        """The model, loaded; it takes the place of whichever model or engine was loaded before."""
         assert self.load is not None
         return self.load()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.core import registry
+from strop.core.engine import NamedPolicy, Scorer
 from strop.core.failures import what_failed
 from strop.core.finish import Stamp, finish
 from strop.core.judges import docket, judged
@@ -24,7 +25,7 @@ from strop.core.seeds import derive
 from strop.storage.errors import PluginError, StageError, StropError
 from strop.storage.tables import BY_NAME, Problem, Rollout, Row, Score, TokenLogps
 
-WORKER_HANDLES = frozenset({"engine", "verifiers", "policy"})
+WORKER_HANDLES = frozenset({"engine", "verifiers", "policy", "reward_models"})
 WORKER_KINDS = frozenset({"generate", "verify"})
 
 
@@ -117,9 +118,17 @@ def execute(call: Call, report: Callable[[tuple[int, int]], None]) -> Output:
     if "engine" in wanted:
         handles["engine"] = engine_for(call.engine, plugin)
     if "policy" in wanted:
-        named = call.data["policy"]
-        engine = call.engine and dataclasses.replace(call.engine, directory=named.directory)
-        handles["policy"] = dataclasses.replace(named, load=partial(engine_for, engine, plugin))
+        handles["policy"] = _loadable(call, plugin, call.data["policy"])
+    if "reward_models" in wanted:
+        handles["reward_models"] = [
+            dataclasses.replace(
+                model,
+                policy=_loadable(call, plugin, model.policy),
+                reference=model.reference and _loadable(call, plugin, model.reference),
+                load=partial(scorer_for, model.policy.directory, call.engine.threads if call.engine else 1),
+            )
+            for model in call.data["reward_models"]
+        ]
     if "tasks" in wanted and not plugin.mark.each:
         handles["tasks"] = tasks_for(call)
     if "sample_seed" in wanted:
@@ -228,6 +237,7 @@ def tasks_for(call: Call) -> dict[str, Task]:
 
 _TASKS: dict[tuple[str, str, int], Task] = {}
 _ENGINE: list[tuple[tuple[str, str, str], Any]] = []
+_SCORER: list[tuple[Path, Scorer]] = []
 
 
 def task_for(ref: PluginRef, seed: int) -> Task:
@@ -247,6 +257,7 @@ def engine_for(engine: EngineRef | None, wanted_by: Plugin) -> Any:
     if engine is None:
         raise PluginError(f"{wanted_by.stage} plugin {wanted_by.name!r} needs an engine, and the recipe has none")
     key = (*engine.ref.key(), str(engine.directory))
+    _SCORER.clear()
     if not _ENGINE or _ENGINE[0][0] != key:
         plugin, config = engine.ref.load()
         before, made = _ENGINE.pop() if _ENGINE else (key, None)
@@ -268,6 +279,24 @@ def engine_for(engine: EngineRef | None, wanted_by: Plugin) -> Any:
             f"which the engine {loaded.name!r} does not offer"
         )
     return loaded
+
+
+def scorer_for(directory: Path, threads: int) -> Scorer:
+    """The reward model loaded in place of the engine, or of another reward model: memory holds one of them."""
+    if not _SCORER or _SCORER[0][0] != directory:
+        from strop.core.trainer.scorer import HeadScorer
+
+        _SCORER.clear()
+        while _ENGINE:
+            _ENGINE.pop()[1].close()
+        _SCORER.append((directory, HeadScorer(directory, threads)))
+    return _SCORER[0][1]
+
+
+def _loadable(call: Call, plugin: Plugin, named: NamedPolicy) -> NamedPolicy:
+    """The policy, which the recipe's engine can now load."""
+    engine = call.engine and dataclasses.replace(call.engine, directory=named.directory)
+    return dataclasses.replace(named, load=partial(engine_for, engine, plugin))
 
 
 def _sample_seed(prefix: tuple[object, ...], problem: Problem, index: int) -> int:

@@ -12,7 +12,7 @@ from strop.core.recipe import Step
 from strop.core.session import Session
 from strop.storage.checkpoints import hash_directory
 from strop.storage.errors import PluginError, StageError, did_you_mean
-from strop.storage.tables import Rollout
+from strop.storage.tables import Policy, Rollout
 
 NAMES = ("base", "previous", "champion")
 KNOWN = """
@@ -41,8 +41,18 @@ def named_policy(session: Session, step: Step, rollouts: Sequence[Rollout]) -> N
         directory = directory.resolve()
         found = _hash_of(directory)
         policy_id = next((policy.policy_id for policy in session.policies() if policy.content_hash == found), None)
-    known = dict(session.lake.query(KNOWN, [found, [rollout.rollout_id for rollout in rollouts]]))
-    return NamedPolicy(directory, found, policy_id, known)
+    return NamedPolicy(directory, found, policy_id, known_logps(session, found, rollouts))
+
+
+def stored_policy(session: Session, policy: Policy, rollouts: Sequence[Rollout]) -> NamedPolicy:
+    """A policy of the lake, with what is known of the rollouts under it."""
+    known = known_logps(session, policy.content_hash, rollouts)
+    return NamedPolicy(session.directory(policy), policy.content_hash, policy.policy_id, known)
+
+
+def known_logps(session: Session, policy_hash: str, rollouts: Sequence[Rollout]) -> dict[int, list[float]]:
+    """Log-probabilities of the rollouts' tokens, by rollout id, as far as the lake has them under that policy."""
+    return dict(session.lake.query(KNOWN, [policy_hash, [rollout.rollout_id for rollout in rollouts]]))
 
 
 @cache

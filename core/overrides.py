@@ -51,7 +51,7 @@ def _set(data: dict[str, Any], key: str, value: Any, text: str, top_level: Colle
             f"--set {text!r}: there are {len(candidates)} {head} entries; write one of "
             + ", ".join(f"{head}.{n}.key=value" for n in candidates)
         )
-    holder[slot] = _as_mapping(holder[slot], "objective" if head == "train" else "use")
+    holder[slot] = _as_mapping(holder[slot], "objective" if head in {"train", "train_reward"} else "use")
     return _set_path(holder[slot], rest, value)
 
 

@@ -195,6 +195,7 @@ STAGES: dict[str, Contract] = {
                 "scores": "list[Score]: what earlier verify stages of this round said of these rollouts",
                 "engine": "Engine: the policy that wrote them",
                 "policy": "NamedPolicy: what the setting `policy` names: base, previous, champion or a directory",
+                "reward_models": "list[RewardModel]: the newest of every `train_reward` stage, of those trained before",
                 **_COMMON,
             },
             (Score, TokenLogps),
@@ -250,8 +251,11 @@ STAGES: dict[str, Contract] = {
         Contract(
             "objective",
             "objectives",
-            "A loss from log-probabilities. Returns a `Loss` (strop.core.trainer.objective).",
-            {"batch": "SequenceBatch or PairBatch, by the `examples` the mark declares"},
+            "A loss from log-probabilities or scores. Returns a `Loss` (strop.core.trainer.objective).",
+            {
+                "batch": "SequenceBatch or PairBatch, by the `examples` the mark declares; with a score head "
+                "ScoredSequences or ScoredPairs"
+            },
             (),
         ),
         Contract(
@@ -391,6 +395,8 @@ class Mark:
     """Objectives: what is required only where this setting is neither 0 nor null nor false."""
     corrupts: Callable[[Any, float], Any] | None = None
     """Objectives: (config, share of training done) -> `Corruption` (strop.core.corruption) of what the policy reads."""
+    head: str | None = None
+    """Objectives: 'score' where the model gives one number a completion instead of log-probabilities."""
 
     def required(self, config: Config | None) -> frozenset[str]:
         """What is required under this config."""
@@ -414,6 +420,7 @@ def stage(
     imports: Sequence[str] = (),
     requires_if: Mapping[str, str] | None = None,
     corrupts: Callable[[Any, float], Any] | None = None,
+    head: str | None = None,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
 
@@ -448,6 +455,10 @@ def stage(
             handles.append(parameter.name)
         if name == "verify":
             _check_each(where, config, handles)
+        if head not in (None, "score"):
+            raise PluginError(f"{where}: the head of an objective is 'score' or none, got {head!r}")
+        if head is not None and (requires or requires_if or corrupts):
+            raise PluginError(f"{where}: with a score head there are no log-probabilities to require, nor to corrupt")
         for setting in (requires_if or {}).values():
             if setting not in config.model_fields:
                 raise PluginError(f"{where}: requires_if names no setting{did_you_mean(setting, config.model_fields)}")
@@ -464,6 +475,7 @@ def stage(
             tuple(imports),
             dict(requires_if or {}),
             corrupts,
+            head,
         )
         return function
 
@@ -476,7 +488,7 @@ def _check_each(where: str, config: type[Config], handles: Sequence[str]) -> Non
         if "problem" in handles:
             raise PluginError(f"{where}: `problem` comes with `rollout`; with `rollouts` ask for `problems`")
         return
-    if many := [name for name in ("rollouts", "problems", "engine", "policy") if name in handles]:
+    if many := [name for name in ("rollouts", "problems", "engine", "policy", "reward_models") if name in handles]:
         raise PluginError(
             f"{where}: with `rollout` it judges one at a time and is not handed {', '.join(many)}; "
             "ask for `rollouts` and `problems` to judge a shard of them"

@@ -15,7 +15,7 @@ from strop.core.events import Event, StepResult
 from strop.core.execute import PluginRef, blamed_on, ref, run_plugin, task_for
 from strop.core.finish import finish
 from strop.core.problems import content_key
-from strop.core.recipe import Step, canonical_json
+from strop.core.recipe import TRAINS, Step, canonical_json
 from strop.core.session import Session
 from strop.core.steps import examination, task_seed
 from strop.core.training import checkpoint_path
@@ -119,7 +119,7 @@ def check_checkpoints(session: Session) -> None:
     """
     policies = session.policies()
     used = {policies[0].policy_id: "base", policies[-1].policy_id: "previous"}
-    configs = [step.config for step in session.recipe.round if step.kind == "train"]
+    configs = [step.config for step in session.recipe.round if step.kind in TRAINS]
     wanted = {getattr(config, name) for config in configs for name in ("init_from", "reference")}
     for policy in policies:
         of_use = policy.status == "champion" or used.get(policy.policy_id) in wanted

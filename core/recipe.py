@@ -15,7 +15,7 @@ from strop.core import registry
 from strop.core.overrides import overridden
 from strop.core.plugin import STAGES, Config
 from strop.core.registry import Plugin
-from strop.core.trainer.config import Train
+from strop.core.trainer.config import Train, TrainReward
 from strop.core.trainer.trl_config import NAME as TRL
 from strop.core.trainer.trl_config import Trl, trains_with
 from strop.core.yaml_source import Location, Source, parse_file
@@ -31,6 +31,7 @@ ROUND_KINDS = [
     "synthesize",
     "build",
     "train",
+    "train_reward",
     "evaluate",
     "gate",
     "control",
@@ -46,8 +47,10 @@ WRITES = {
     "evaluate": ("metrics",),
 }
 """What each kind of stage makes for the later ones of its round."""
+TRAINS: dict[str, type[Train]] = {"train": Train, "train_reward": TrainReward}
+"""Kinds of stage that train, on an objective, and their settings."""
 LABEL = re.compile(r"[A-Za-z0-9_-]{1,60}")
-NEEDS = {"train": ("examples",), "gate": ("policy", "metrics")}
+NEEDS = {"train": ("examples",), "train_reward": ("examples",), "gate": ("policy", "metrics")}
 """What stages outside the plugin contract's `reads` need."""
 
 
@@ -90,7 +93,7 @@ class Step:
     plugin: Plugin
     config: Config
     objective: Config | None = None
-    """Settings of the objective; `train` only, whose `plugin` is the objective's and `config` the trainer's. None
+    """Settings of the objective; of `TRAINS` only, whose `plugin` is the objective's and `config` the trainer's. None
     where `use: trl` trains."""
     split: str = "train"
     location: Location = ()
@@ -260,31 +263,46 @@ def _round_entry(item: dict[str, Any], index: int, source: Source) -> tuple[str,
 
 
 def _step(kind: str, value: Any, at: Location, source: Source, folder: Path, *, repeated: bool = False) -> Step:
-    if kind == "train":
-        return _train_step(value, at, source, folder, repeated)
+    if kind in TRAINS:
+        return _train_step(kind, value, at, source, folder, repeated)
     use, name, settings = _entry(kind, value, at, source)
     plugin, config = _configured(kind, use, settings, at, source, folder)
     name = name or plugin.name
     return Step(f"{kind}.{name}" if repeated else kind, kind, name, plugin, config, location=at)
 
 
-def _train_step(value: Any, at: Location, source: Source, folder: Path, repeated: bool) -> Step:
+def _train_step(kind: str, value: Any, at: Location, source: Source, folder: Path, repeated: bool) -> Step:
     if value is not None and not isinstance(value, str | dict):
-        raise source.error(at, "name the objective: `train: sft` or `train: {objective: sft, ...}`")
-    if value == TRL:
+        raise source.error(at, f"name the objective: `{kind}: sft` or `{kind}: {{objective: sft, ...}}`")
+    if value == TRL and kind == "train":
         raise source.error(at, "say which of TRL's trainers: `train: {use: trl, trainer: dpo}`")
     settings = {"objective": value} if isinstance(value, str) else dict(value or {})
     name = _label(settings.pop("as", None), at, source)
     if "use" in settings:
         return _trl_step(settings, name, at, source, repeated)
     try:
-        config = Train.model_validate(settings)
+        config = TRAINS[kind].model_validate(settings)
     except ValidationError as error:
-        raise _first_error(error, Train, source, at) from error
+        raise _first_error(error, TRAINS[kind], source, at) from error
     use, _, objective_settings = _entry("objective", config.objective, (*at, "objective"), source)
     plugin, objective = _configured("objective", use, objective_settings, (*at, "objective"), source, folder)
+    if (why := _unfit(kind, plugin)) is not None:
+        raise source.error((*at, "objective"), why)
     name = name or plugin.name
-    return Step(f"train.{name}" if repeated else "train", "train", name, plugin, config, objective, location=at)
+    return Step(f"{kind}.{name}" if repeated else kind, kind, name, plugin, config, objective, location=at)
+
+
+def _unfit(kind: str, plugin: Plugin) -> str | None:
+    """Why an objective gives nothing of use to a stage of that kind; None where it does."""
+    if kind == "train" and plugin.mark.head is not None:
+        return f"{plugin.name!r} gives a reward model, which is no policy: write `train_reward`"
+    implicit = "reference" in plugin.mark.requires and "beta" in plugin.mark.config.model_fields
+    if kind == "train_reward" and plugin.mark.head is None and not implicit:
+        return (
+            f"{plugin.name!r} gives no reward: name an objective with a score head (bradley_terry), or one with a "
+            "reference and a beta (implicit_reward, dpo)"
+        )
+    return None
 
 
 def _trl_step(settings: dict[str, Any], name: str | None, at: Location, source: Source, repeated: bool) -> Step:
@@ -350,7 +368,7 @@ def _check_order(recipe: Recipe, source: Source) -> None:
     for step in recipe.round:
         if step.split == "heldout" and step.kind != "evaluate":
             continue
-        stage = "objective" if step.kind == "train" else step.kind
+        stage = "objective" if step.kind in TRAINS else step.kind
         reads = {*STAGES[stage].reads & set(step.plugin.mark.handles), *NEEDS.get(step.kind, ())}
         for handle in sorted({"rollouts" if handle == "rollout" else handle for handle in reads} - written):
             writer = next(kind for kind, made in WRITES.items() if handle in made)
@@ -388,10 +406,10 @@ def _check_weights(recipe: Recipe, source: Source) -> None:
         return
     base = f"the base `{recipe.base.plugin.name}` is a policy without weights"
     for step in recipe.round:
-        if step.kind == "train":
+        if step.kind in TRAINS:
             raise source.error(
                 step.location,
-                f"{base}, which cannot be trained: leave `train` out, or take a base that has them, "
+                f"{base}, which cannot be trained: leave `{step.kind}` out, or take a base that has them, "
                 "`base: {use: huggingface, model: ...}`",
             )
     if recipe.engine.plugin.mark.weights:

@@ -6,8 +6,7 @@ from typing import Any
 
 from strop.core import registry
 from strop.core.plugin import STAGES, Config
-from strop.core.recipe import ROUND_KINDS, RecipeFile
-from strop.core.trainer.config import Train
+from strop.core.recipe import ROUND_KINDS, TRAINS, RecipeFile
 from strop.core.trainer.trl_config import NAME as TRL
 from strop.core.trainer.trl_config import Trl
 
@@ -20,7 +19,8 @@ def json_schema() -> dict[str, Any]:
     }
     for stage in ROUND_KINDS:
         entries.setdefault(stage, _open_entry(STAGES[stage].doc) if stage in STAGES else {})
-    entries["train"] = _train(definitions)
+    for kind, config in TRAINS.items():
+        entries[kind] = _train(kind, config, definitions)
     top = RecipeFile.model_json_schema()
     properties = top["properties"]
     properties["base"] = entries["base"]
@@ -73,17 +73,22 @@ def _define(definitions: dict[str, Any], stage: str, name: str) -> str:
     return key
 
 
-def _train(definitions: dict[str, Any]) -> dict[str, Any]:
-    schema = _settings(Train, definitions)
+def _train(kind: str, config: type[Config], definitions: dict[str, Any]) -> dict[str, Any]:
+    schema = _settings(config, definitions)
     objective = _entry("objective", definitions)
     schema["properties"] = {**schema["properties"], "objective": objective, "as": {"type": "string"}}
-    definitions["train"] = schema
-    other = _settings(Trl, definitions)
-    other["properties"] = {"use": {"const": TRL}, **other["properties"], "as": {"type": "string"}}
-    other["required"] = ["use", *other["required"]]
-    definitions["train.trl"] = other
+    definitions[kind] = schema
     names = registry.builtin_names("objective")
-    return {"anyOf": [{"type": "string", "examples": names}, {"$ref": "#/$defs/train"}, {"$ref": "#/$defs/train.trl"}]}
+    entries = [{"type": "string", "examples": names}, {"$ref": f"#/$defs/{kind}"}]
+    return {"anyOf": [*entries, _trl(definitions)] if kind == "train" else entries}
+
+
+def _trl(definitions: dict[str, Any]) -> dict[str, Any]:
+    schema = _settings(Trl, definitions)
+    schema["properties"] = {"use": {"const": TRL}, **schema["properties"], "as": {"type": "string"}}
+    schema["required"] = ["use", *schema["required"]]
+    definitions["train.trl"] = schema
+    return {"$ref": "#/$defs/train.trl"}
 
 
 def _settings(config: type[Config], definitions: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from strop.core.binding import differences
-from strop.core.recipe import Recipe, Step, canonical_json, load
+from strop.core.recipe import TRAINS, Recipe, Step, canonical_json, load
 from strop.core.reuse import PROBLEMS, Reuse, Reusing, SourceRound, SourceRun, reusing, rows_of, source_run
 from strop.core.stored import kind_of, stored_recipe
 from strop.core.visible import made_by
@@ -93,7 +93,7 @@ def prepare(
         found, incomplete = _rounds(runs[run.run_id], at, wanted)
         rounds += found
         left_out += incomplete
-    if pool and any(step.kind == "train" for step in made.round[:at]):
+    if pool and any(step.kind in TRAINS for step in made.round[:at]):
         raise RecipeError("--pool makes one round of several, and a round has one policy: use --from train or earlier")
     reuse = Reuse(made.round[at].label, (tuple(rounds),) if pool else tuple((source,) for source in rounds))
     _check_shards(reusing(lake, made, reuse))

@@ -19,7 +19,7 @@ from strop.core.events import Event, OnEvent, RunSummary, StepResult
 from strop.core.failures import what_failed
 from strop.core.gating import gate_step, stopped
 from strop.core.prepare import base_step, check_checkpoints, check_heldout, tasks_step
-from strop.core.recipe import Recipe, Step, default_run_id
+from strop.core.recipe import TRAINS, Recipe, Step, default_run_id
 from strop.core.reuse import PROBLEMS, Reuse, ledger_of, reusing
 from strop.core.reuse_step import reuse_step
 from strop.core.session import Session
@@ -35,7 +35,7 @@ from strop.storage.tables import Metric
 __all__ = ["Event", "OnEvent", "RunSummary", "StepResult", "run_loop"]
 
 CallStep = Callable[[str, int, Callable[[], StepResult]], StepResult]
-KINDS = {"train": train_step, "gate": gate_step, "control": control_step}
+KINDS = {"train": train_step, "train_reward": train_step, "gate": gate_step, "control": control_step}
 SHARDED = {"generate": generate_step, "verify": verify_step}
 """Kinds whose shards the verify stages behind them may begin on."""
 
@@ -113,7 +113,7 @@ def _prepare(session: Session, wanted: Sequence[str], call: CallStep) -> None:
     if session.reusing is not None:
         for label in (*(f"task.{task.name}" for task in session.recipe.tasks), PROBLEMS, "base"):
             call(label, 0, partial(reuse_step, session, 0, label, session.reusing.shards(0, label) or {}))
-        if any(s.label in wanted and (s.kind == "train" or s.split == "heldout") for s in session.recipe.round):
+        if any(s.label in wanted and (s.kind in TRAINS or s.split == "heldout") for s in session.recipe.round):
             check_checkpoints(session)
     else:
         for task in session.recipe.tasks:
@@ -181,7 +181,7 @@ def session_of(recipe: Recipe, lake: Lake, run_id: str, on_event: OnEvent) -> Se
     gpu = Path("/dev/nvidia0").exists()
     alone = gpu or recipe.engine.plugin.mark.alone
     count = recipe.workers if isinstance(recipe.workers, int) else (1 if alone else cores)
-    heavy = any(step.kind == "train" for step in recipe.round) or recipe.engine.plugin.name == "hf"
+    heavy = any(step.kind in TRAINS for step in recipe.round) or recipe.engine.plugin.name == "hf"
     preload = PRELOAD if heavy else ()
     logs = lake.root / "logs" / run_id
     workers = Workers(count, logs, threads=max(1, cores // count), preload=preload)

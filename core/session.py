@@ -23,7 +23,7 @@ from strop.core.workers import Workers
 from strop.storage.errors import StageError
 from strop.storage.ids import digest, shard_number, stage_run_of
 from strop.storage.lake import Lake
-from strop.storage.tables import Decision, PluginState, Policy, Row, StageRun
+from strop.storage.tables import REWARD, Decision, PluginState, Policy, Row, StageRun
 
 if TYPE_CHECKING:
     from strop.core.reuse import Reusing
@@ -37,6 +37,7 @@ READS = {
     "synthesize": {"generate", "verify"},
     "build": {"generate", "verify", "filter"},
     "train": {"build"},
+    "train_reward": {"build"},
     "evaluate": {"generate", "verify"},
     "gate": {"train", "evaluate"},
     "control": {"generate", "verify", "evaluate"},
@@ -111,12 +112,16 @@ class Session:
 
     def policies(self) -> list[Policy]:
         """The run's policies, oldest first. What another run trained has the status this run's own gate gave it."""
-        found = self.read(Policy, "true")
+        found = self.read(Policy, f"kind <> '{REWARD}'")
         if not reused(self.ledger):
             return found
         gated = any(step.kind == "gate" for step in self.recipe.round)
         status = standing(found, self.read(Decision, "subject_kind = 'policy'"), gated=gated)
         return [replace(policy, status=status[policy.policy_id]) for policy in found]
+
+    def reward_models(self) -> list[Policy]:
+        """The run's reward models, oldest first: rows of `policies` that are nobody's candidate."""
+        return self.read(Policy, f"kind = '{REWARD}'")
 
     def policy(self, policy_id: int) -> Policy:
         """The policy of that id, which may be another run's: re-used rollouts name the one that wrote them."""

@@ -12,6 +12,7 @@ from strop.core.named_policy import named_policy
 from strop.core.pass_rates import pass_rates
 from strop.core.problems import content_key
 from strop.core.recipe import Step
+from strop.core.reward_models import reward_models
 from strop.core.running import Shard
 from strop.core.seeds import derive
 from strop.core.session import Session
@@ -63,6 +64,8 @@ def call_of(session: Session, run: StageRun, step: Step, data: Mapping[str, Any]
     }
     if "policy" in step.plugin.mark.handles:
         handles["policy"] = named_policy(session, step, handles["rollouts"])
+    if "reward_models" in step.plugin.mark.handles:
+        handles["reward_models"] = reward_models(session, run.round, step, handles["rollouts"])
     if "state" in step.plugin.mark.handles:
         handles["state"] = session.state_of(step, run.round)
     return Call(

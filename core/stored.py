@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from strop.core.overrides import overridden
-from strop.core.recipe import Recipe, RecipeFile, build
+from strop.core.recipe import TRAINS, Recipe, RecipeFile, build
 from strop.core.yaml_source import Source
 from strop.storage.errors import PluginError, RecipeError
 from strop.storage.tables import Run
@@ -53,6 +53,6 @@ def kind_of(label: str) -> str:
 
 
 def _entry(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """A `train` stage is named by its objective, every other, and what TRL trains, by `use`."""
-    named = kind == "train" and "objective" in settings
+    """A stage that trains is named by its objective, every other, and what TRL trains, by `use`."""
+    named = kind in TRAINS and "objective" in settings
     return {k: v for k, v in settings.items() if k != "use"} if named else settings

@@ -1,4 +1,4 @@
-"""The `train` stage: examples of the rounds in the window, a trainer process, and the policy that comes out."""
+"""The stages that train: examples of the rounds in the window, a trainer process, and the policy that comes out."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from strop.core.events import Event, StepResult
 from strop.core.gating import policy_called
 from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
-from strop.core.trainer.config import Train
+from strop.core.trainer.config import Train, TrainReward
 from strop.core.trainer.job import TrainJob, TrainResult, write_examples
 from strop.core.trainer.trl_config import Trl
-from strop.core.training_examples import Sides, examples_of
+from strop.core.training_examples import Sides, examples_of, shared
 from strop.core.workers import Workers
 from strop.storage.checkpoints import adopt
 from strop.storage.errors import StageError
-from strop.storage.tables import Policy, PolicyExample, Row, StageRun, TrainMetric
+from strop.storage.tables import REWARD, Policy, PolicyExample, Row, StageRun, TrainMetric
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 def train_step(session: Session, round: int, step: Step) -> StepResult:
-    """Train this round's candidate, unless it is there. A killed training goes on from its own last checkpoint.
+    """Train this round's candidate or a reward model, unless it is there. A killed training goes on from its own last
+    checkpoint.
 
-    Without an example there is no candidate: a filter that kept nothing is a result, and the next round goes on.
+    Without an example there is none: a filter that kept nothing is a result, and the next round goes on.
     """
     if session.committed(round, step.label):
         return session.skipped(step, round)
     started = time.perf_counter()
     config = step.config
     assert isinstance(config, Train | Trl)
-    init = policy_called(session, config.init_from)
+    init = _start(session, step, config)
     reference = None
     if "reference" in step.plugin.mark.required(step.objective):
         reference = init if config.reference == "init" else policy_called(session, config.reference)
@@ -45,7 +46,9 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
     sides = None if reference is None or isinstance(config, Trl) else Sides(session, reference, (first, round))
-    table = examples_of(session, (first, round), sides, config.replay, run.seed)
+    table = examples_of(session, (first, round), sides, config.replay, run.seed, kind=_kind(session, step))
+    if isinstance(config, TrainReward) and config.share < 1:
+        table = shared(table, config.share, run.seed)
     if not table.num_rows:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
         return session.finished(step, round, started)
@@ -66,7 +69,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     ]
     steps = _steps(session, run, policy, result)
     count, files = (0, {}) if sides is None else sides.computed(session, run, work / "checkpoints")
-    status = {} if policy.status == "candidate" else {session.champion().policy_id: "retired"}
+    status = {session.champion().policy_id: "retired"} if policy.status == "champion" else {}
     session.commit(
         run,
         counts={
@@ -83,6 +86,19 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     )
     shutil.rmtree(work, ignore_errors=True)
     return session.finished(step, round, started)
+
+
+def _start(session: Session, step: Step, config: Train | Trl) -> Policy:
+    """What training starts from. For a reward model `previous` is the stage's own last one."""
+    if step.kind == "train_reward" and config.init_from == "previous":
+        mine = [model for model in session.reward_models() if model.name.rpartition("/")[2] == step.name]
+        return mine[-1] if mine else policy_called(session, "base")
+    return policy_called(session, config.init_from)
+
+
+def _kind(session: Session, step: Step) -> str | None:
+    """The kind of example the stage takes; None = all there are, where it is the only one that trains."""
+    return step.plugin.mark.examples if any(s.kind == "train_reward" for s in session.recipe.round) else None
 
 
 def _job(
@@ -104,9 +120,9 @@ def _job(
         objective=_objective(step),
         objective_origin=step.plugin.origin,
         objective_config=step.objective.model_dump(mode="json") if step.objective else {},
-        train=config.model_dump(mode="json", exclude=set(config.operation())),
+        train=config.model_dump(mode="json", exclude={"share", *config.operation()}),
         track=config.track if isinstance(config, Train) else (),
-        title=f"{session.run_id}/r{run.round}",
+        title=_name(session, run, step),
         logs=session.lake.root / "logs" / session.run_id,
         seed=run.seed,
         threads=max(1, session.cores // _processes(config)),
@@ -118,15 +134,19 @@ def _policy(
 ) -> Policy:
     """Take the checkpoint into the lake; its row. Where no gate decides, the newest policy is the champion."""
     path, content_hash = adopt(session.lake.root, result.output)
+    reward = step.kind == "train_reward"
     gated = any(s.kind == "gate" for s in session.recipe.round)
+    detail: dict[str, Any] = {"metrics": result.metrics[-1:]}
+    if reward:
+        detail |= {"head": step.plugin.mark.head, "beta": getattr(step.objective, "beta", 1.0)}
     return Policy(
         run_id=session.run_id,
         round=run.round,
         stage_run_id=run.stage_run_id,
         policy_id=run.stage_run_id << 20,
-        name=f"{session.run_id}/r{run.round}",
-        status="candidate" if gated else "champion",
-        kind=result.kind,
+        name=_name(session, run, step),
+        status="scorer" if reward else "candidate" if gated else "champion",
+        kind=REWARD if reward else result.kind,
         parent_policy_id=init.policy_id,
         reference_policy_id=reference.policy_id if reference else None,
         path=str(path),
@@ -135,8 +155,12 @@ def _policy(
         examples=result.examples,
         steps=result.steps,
         loss=result.loss,
-        detail=canonical_json({"metrics": result.metrics[-1:]}),
+        detail=canonical_json(detail),
     )
+
+
+def _name(session: Session, run: StageRun, step: Step) -> str:
+    return f"{session.run_id}/r{run.round}" + (f"/{step.name}" if step.kind == "train_reward" else "")
 
 
 def _steps(session: Session, run: StageRun, policy: Policy, result: TrainResult) -> list[Row]:

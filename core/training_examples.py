@@ -96,13 +96,34 @@ class Sides:
 
 
 def examples_of(
-    session: Session, window: tuple[int, int], sides: Sides | None, replay: Replay | None, seed: int
+    session: Session,
+    window: tuple[int, int],
+    sides: Sides | None,
+    replay: Replay | None,
+    seed: int,
+    *,
+    kind: str | None = None,
 ) -> pa.Table:
-    """The examples of these rounds (first and last) as the trainer reads them."""
+    """The examples of these rounds (first and last) as the trainer reads them; of one kind only, where it is named."""
     rows, params = session.rows_sql("examples")
+    if kind is not None:
+        rows, params = f"SELECT * FROM ({rows}) WHERE kind = ?", [*params, kind]
     table = session.lake.arrow(EXAMPLES.format(rows=rows), [*params, *window])
     if replay is not None:
         made, groups = (table.column(name).to_pylist() for name in ("round", "group_id"))
         table = table.take(replayed(made, groups, window[1], replay, derive(seed, "replay")))
     table = table.drop_columns(["round"])
     return table if sides is None else sides.added_to(table)
+
+
+def shared(table: pa.Table, share: float, seed: int) -> pa.Table:
+    """A random share of the examples, whole groups, in their order; at least one."""
+    import numpy as np
+
+    groups: dict[object, list[int]] = {}
+    for i, group in enumerate(table.column("group_id").to_pylist()):
+        groups.setdefault(("alone", i) if group is None else group, []).append(i)
+    units = list(groups.values())
+    count = max(1, round(share * len(units))) if units else 0
+    chosen = np.random.default_rng(derive(seed, "share")).permutation(len(units))[:count]
+    return table.take(sorted(i for unit in chosen for i in units[unit]))

@@ -50,6 +50,12 @@ def values(scores: Iterable[Score], scorer: str | None = None) -> dict[int, floa
     return found
 
 
+def pending(scores: Iterable[Score], scorer: str | None = None) -> bool:
+    """Whether a scorer says, with neither verdict nor value, that it cannot score yet."""
+    found = of_rollouts(scores, scorer).values()
+    return any(score.verdict is None and score.value is None for members in found for score in members)
+
+
 def groups(rollouts: Iterable[Rollout]) -> list[list[Rollout]]:
     """Rollouts of one prompt under one policy, side by side in order of sample; groups in order of problem id."""
     found: dict[tuple[int, int, int], list[Rollout]] = defaultdict(list)

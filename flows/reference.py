@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from strop.core import registry
 from strop.core.plugin import STAGES, Config
 from strop.core.recipe import RecipeFile, load, shipped
 from strop.core.recipe_schema import json_schema
-from strop.core.trainer.config import Lora, Train
+from strop.core.trainer.config import Lora, Train, TrainReward
 from strop.core.trainer.trl_config import Trl
 from strop.storage.kinds import KINDS
 from strop.storage.links import LINKS
@@ -47,8 +47,15 @@ def plugins_page() -> str:
 def recipe_page() -> str:
     """The keys of a recipe file, the trainer's settings, and the shipped recipes."""
     out = [NOTE, "# Recipes\n", "## Top level\n", _settings_table(RecipeFile), "## train\n", _settings_table(Train)]
-    out += ["## train: lora\n", _settings_table(Lora), "## train: use: trl\n", _settings_table(Trl)]
-    out.append("## Shipped recipes\n")
+    out += [
+        "## train: lora\n",
+        _settings_table(Lora),
+        "## train: use: trl\n",
+        _settings_table(Trl),
+        "## train_reward\n",
+    ]
+    out.append("The settings of `train`, of which these differ or are its own:\n")
+    out += [_settings_table(TrainReward, TrainReward.__annotations__), "## Shipped recipes\n"]
     out.append("| name | rounds | stages | what it is |\n|---|---|---|---|")
     for name, description in shipped().items():
         recipe = load(name)
@@ -126,12 +133,14 @@ def stale() -> list[str]:
     return [name for name, page in PAGES.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != page()]
 
 
-def _settings_table(config: type[Config]) -> str:
+def _settings_table(config: type[Config], only: Collection[str] | None = None) -> str:
     if not config.model_fields:
         return "No settings.\n"
     rows = ["| key | type | default | meaning |\n|---|---|---|---|"]
     properties = config.model_json_schema()["properties"]
     for name, field in config.model_fields.items():
+        if only is not None and name not in only:
+            continue
         default = "required" if field.is_required() else f"`{json.dumps(properties[name].get('default'))}`"
         rows.append(f"| `{name}` | {_type(properties[name])} | {default} | {_cell(field.description or '')} |")
     return "\n".join(rows) + "\n"

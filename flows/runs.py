@@ -43,7 +43,9 @@ GROUP BY run_id, round
 GATES = """
 SELECT run_id, round, action, reason, subject_id FROM {decisions} WHERE subject_kind = 'policy' ORDER BY decision_id
 """
-POLICIES = "SELECT run_id, round, name, status, policy_id FROM {policies} ORDER BY round, policy_id"
+POLICIES = """
+SELECT run_id, round, name, status, policy_id FROM {policies} WHERE kind <> 'reward' ORDER BY round, policy_id
+"""
 
 
 PAUSE_S = 10.0

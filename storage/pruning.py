@@ -2,7 +2,7 @@
 
 The row of a pruned policy has `"pruned": true` in its `detail`; lineage, metrics and rollouts are whole. Never pruned:
 a run's first and newest policy and its champion, which a resumed or prolonged run may start from, a candidate that is
-still to be judged, and whatever lies outside the lake.
+still to be judged, the newest reward model of each stage, and whatever lies outside the lake.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from strop.storage.parquet import to_bytes
 from strop.storage.place import Place
 from strop.storage.register import Placed, Signature, register
 from strop.storage.status import with_changes
-from strop.storage.tables import Policy
+from strop.storage.tables import REWARD, Policy
 
 POLICIES = """
-SELECT policy_id, run_id, round, status, path, detail FROM policies WHERE path <> ''
+SELECT policy_id, run_id, round, name, status, kind, path, detail FROM policies WHERE path <> ''
 ORDER BY run_id, round, policy_id"""
 STATUS: dict[str, frozenset[str]] = {
     "unreferenced": frozenset(),
     "rejected": frozenset({"rejected"}),
-    "not-champion": frozenset({"rejected", "retired"}),
+    "not-champion": frozenset({"rejected", "retired", "scorer"}),
 }
 """Status of the policies whose weights go, by what is asked for."""
 
@@ -82,10 +82,12 @@ def _pruned(rows: Rows) -> set[str]:
 def _chosen(policies: Rows, which: str) -> Rows:
     if which not in STATUS:
         raise LakeError(f"there is no kind of checkpoint {which!r}{did_you_mean(which, STATUS)}")
-    runs: dict[str, Rows] = defaultdict(list)
+    runs: dict[tuple[str, str], Rows] = defaultdict(list)
     for row in policies:
-        runs[row["run_id"]].append(row)
-    chosen = [row for rows in runs.values() for row in rows[1:-1] if row["status"] in STATUS[which]]
+        stage = row["name"].rpartition("/")[2] if row["kind"] == REWARD else ""
+        runs[row["run_id"], stage].append(row)
+    lines = [rows[:-1] if stage else rows[1:-1] for (_, stage), rows in runs.items()]
+    chosen = [row for rows in lines for row in rows if row["status"] in STATUS[which]]
     ids = {row["policy_id"] for row in chosen}
     kept = {row["path"] for row in policies if row["policy_id"] not in ids and not is_pruned(row["detail"])}
     return [row for row in chosen if row["path"] not in kept and not Path(row["path"]).is_absolute()]

@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 SCHEMA_VERSION = 4
 """Raised by every change of a table; a lake with a higher one is refused (see `lake.open_lake`)."""
+REWARD = "reward"
+"""Kind of the policies that score rollouts and write none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ class Score(Row):
     scorer: Annotated[str, _col("VARCHAR", "label of the scorer")] = ""
     scorer_version: Annotated[str, _col("VARCHAR", "version the scorer declares")] = ""
     verdict: Annotated[str | None, _col("VARCHAR", "'pass', 'fail' or 'error'; null for a graded score alone")] = None
-    value: Annotated[float | None, _col("DOUBLE", "the score; null when the verdict is 'error'")] = None
+    value: Annotated[float | None, _col("DOUBLE", "the score; null for an error, or where there is none yet")] = None
     answer: Annotated[str | None, _col("VARCHAR", "the answer extracted from the completion")] = None
     reason: Annotated[str | None, _col("VARCHAR", "why, in words")] = None
     detail: Annotated[str | None, _col("VARCHAR", "anything else, as JSON")] = None
@@ -258,7 +260,10 @@ class Example(Row):
     )
     group_id: Annotated[int | None, _col("BIGINT", "group of a 'group' example")] = None
     reward: Annotated[
-        float | None, _col("DOUBLE", "reward of a 'group' example; null = not scored, or a demonstration")
+        float | None,
+        _col(
+            "DOUBLE", "reward of a 'group' example, score of a pair's `chosen`; null = not scored, or a demonstration"
+        ),
     ] = None
     weight: Annotated[float | None, _col("DOUBLE", "weight in the loss; null = 1")] = None
     margin: Annotated[float | None, _col("DOUBLE", "score of chosen minus score of rejected")] = None
@@ -278,9 +283,13 @@ class Policy(Row):
     ID: ClassVar[str | None] = "policy_id"
 
     policy_id: Annotated[int, _col("BIGINT", "id, unique in the lake")] = 0
-    name: Annotated[str, _col("VARCHAR", "`<run>/r<round>`")] = ""
-    status: Annotated[str, _col("VARCHAR", "'candidate', 'champion', 'retired' (was champion) or 'rejected'")]
-    kind: Annotated[str, _col("VARCHAR", "'base', 'full' or 'lora' (merged adapters count as full)")]
+    name: Annotated[str, _col("VARCHAR", "`<run>/r<round>`, of a reward model `<run>/r<round>/<stage's name>`")] = ""
+    status: Annotated[
+        str, _col("VARCHAR", "'candidate', 'champion', 'retired' (was champion), 'rejected', or 'scorer'")
+    ]
+    kind: Annotated[
+        str, _col("VARCHAR", "'base', 'full' or 'lora' (merged adapters count as full), or 'reward': a reward model")
+    ]
     parent_policy_id: Annotated[int | None, _col("BIGINT", "policy training started from")] = None
     reference_policy_id: Annotated[int | None, _col("BIGINT", "reference policy of the objective, if any")] = None
     path: Annotated[str, _col("VARCHAR", "checkpoint directory, relative to the lake unless absolute")]

@@ -126,3 +126,28 @@ class Train(Config):
         if self.replay is not None and self.data_window == 1:
             raise ValueError("replay draws from earlier rounds: set data_window to how many, or to all")
         return self
+
+
+class TrainReward(Train):
+    """Configuration of a `train_reward` stage: the same settings, with defaults that suit a reward model."""
+
+    objective: str | dict[str, Any] = "bradley_terry"
+    """The objective plugin: one with a score head, or one with a reference and a `beta`, whose policy is an implicit
+    reward model: beta times the log-ratio to the reference."""
+    init_from: Literal["champion", "previous", "base"] = "base"
+    """The policy training starts from: the champion, the base policy, or this stage's own last reward model (the base
+    where there is none yet)."""
+    reference: Literal["init", "base", "previous", "champion"] = "base"
+    """The frozen reference of an implicit reward model; 'init' = where training starts, 'previous' = the last round's
+    candidate."""
+    epochs: PositiveInt = 1
+    """Passes over the examples; reward models overfit in the second."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the examples (whole groups), those this stage draws for itself: members of an ensemble that saw different
+    examples disagree where they are unsure."""
+
+    @model_validator(mode="after")
+    def _is_saved_whole(self) -> TrainReward:
+        if self.lora is not None and not self.lora.merge:
+            raise ValueError("a reward model is saved whole: write lora.merge: true")
+        return self

@@ -144,7 +144,7 @@ def _sequence(
     spans: list[int] | None,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Encoded:
-    ids = list(token_ids) if token_ids is not None else _text_ids(text or "", tokenizer)
+    ids = list(token_ids) if token_ids is not None else text_ids(text or "", tokenizer)
     if spans:
         ends = piece_ends(ids, tokenizer)
         covered = [_overlaps(a, b, spans) for a, b in zip([0, *ends], ends, strict=False)]
@@ -156,7 +156,8 @@ def _sequence(
     return Encoded(np.asarray([*prompt, *ids], dtype=np.int64), len(prompt), mask)
 
 
-def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A completion's text as tokens, EOS at its end. Raises StageError where the tokenizer has none."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     eos = tokenizer.eos_token_id
     if eos is None:

@@ -26,6 +26,7 @@ from strop.core.trainer.look import step_entropy
 from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
 from strop.core.trainer.ranks import is_sharded, merged, whole
+from strop.core.trainer.score import ScoreReader
 from strop.core.trainer.state import restore, save
 from strop.core.trainer.tracking import Tracked
 from strop.core.trainer.validation import Watch
@@ -47,7 +48,7 @@ class Work:
     steps: list[Step]
     trained: dict[str, torch.nn.Parameter]
     """The parameters in training, by name."""
-    read: Reader
+    read: Reader | ScoreReader
     objective: Callable[[Any], Loss]
     known: Known
     corrupter: Corrupter | None
@@ -111,7 +112,7 @@ def _look(work: Work, step: Step, before: list[dict[str, float]]) -> float:
             losses[number] = float(loss.value)
     work.read.policy.train()
     found = merged(ranks.gather(losses))
-    return sum(found[i] for i in range(len(step.micro)))
+    return float(sum(found[i] for i in range(len(step.micro))))
 
 
 def _loss(
@@ -191,9 +192,9 @@ def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
-    """The step's sequences, and the row of each item among them; None for pairs, which have no statistics."""
+    """The step's sequences, and the row of each item among them; None for pairs and scores: they have no statistics."""
     members = [i for micro in step.micro for i in micro]
-    if len(work.items[members[0]].sequences) == 2:
+    if isinstance(work.read, ScoreReader) or len(work.items[members[0]].sequences) == 2:
         return None
     moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.read)
     rows = step_rows(

@@ -15,6 +15,7 @@ from strop.core.trainer.encode import Item
 from strop.core.trainer.logps import Reader
 from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRows
 from strop.core.trainer.ranks import merged
+from strop.core.trainer.score import ScoreReader, scored_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,14 @@ def micro_loss(
     whole: tuple[StepRows, dict[int, int]] | None,
     old: Reference | None,
     reference: Reference | None,
-    read: Reader,
+    read: Reader | ScoreReader,
     objective: Callable[[Any], Loss],
     progress: float,
     history: Sequence[Mapping[str, float]],
 ) -> Loss:
     """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
+    if isinstance(read, ScoreReader):
+        return scored_loss(members, items, step, read, objective)
     if whole is None:
         return objective(_pairs(members, items, step, old, reference, read, progress))
     rows, place = whole

@@ -133,6 +133,38 @@ class PairBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredPairs:
+    """Preference pairs as a model with a score head sees them."""
+
+    chosen: Tensor
+    """[B] score of each chosen completion; carries the gradient."""
+    rejected: Tensor
+    """[B] carries the gradient."""
+    weights: Tensor
+    """[B]"""
+    margins: Tensor
+    """[B] score of chosen minus score of rejected, as the builder had them; NaN where unknown."""
+    rewards: Tensor
+    """[B] score of chosen, as the builder had it; NaN where unknown."""
+    step_pairs: float
+    """Pairs in the whole optimiser step."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSequences:
+    """Completions as a model with a score head sees them."""
+
+    scores: Tensor
+    """[B] carries the gradient."""
+    rewards: Tensor
+    """[B] NaN where the rollout could not be scored."""
+    weights: Tensor
+    """[B]"""
+    step_sequences: float
+    """Completions in the whole optimiser step."""
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """A scalar to minimise and numbers to watch, each already divided so that micro-batches add up."""
 

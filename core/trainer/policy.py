@@ -21,7 +21,7 @@ class Loaded:
     """A policy in memory."""
 
     model: Any
-    """The causal language model; adapters, where there are any, sit inside it."""
+    """The causal language model, or the one with a score head; adapters, where there are any, sit inside it."""
     wrapper: Any
     """The PEFT wrapper that saves or merges the adapters; None for full weights."""
     tokenizer: Any
@@ -29,10 +29,11 @@ class Loaded:
     """Type its weights are stored in."""
 
 
-def load_policy(directory: Path, config: Train, *, device: str) -> Loaded:
+def load_policy(directory: Path, config: Train, *, device: str, head: str | None = None) -> Loaded:
     """The policy in float32, in train mode; frozen weights stay as stored where arithmetic is bfloat16.
 
-    An unmerged adapter is trained on when the result is one too, else merged first.
+    An unmerged adapter is trained on when the result is one too, else merged first. With the head 'score' it gives one
+    number a completion, see `score`.
     Raises StageError: adapters that do not fit.
     """
     from transformers import AutoTokenizer
@@ -42,7 +43,11 @@ def load_policy(directory: Path, config: Train, *, device: str) -> Loaded:
     wrapper = None
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        if lora is not None and not lora.merge and (directory / ADAPTER).is_file():
+        if head == "score":
+            from strop.core.trainer.score import load_scored
+
+            model, stored = load_scored(directory, tokenizer, keep_dtype=keep_dtype, attention=config.attention)
+        elif lora is not None and not lora.merge and (directory / ADAPTER).is_file():
             wrapper, model, stored = load_adapter(directory, lora, keep_dtype, config.attention)
         else:
             model, stored = load_model(directory, keep_dtype=keep_dtype, attention=config.attention)
@@ -52,7 +57,7 @@ def load_policy(directory: Path, config: Train, *, device: str) -> Loaded:
     model.train()
     if lora is not None and wrapper is None:
         model.name_or_path = str(directory)  # what a kept adapter names as its base
-        wrapper = add_adapters(model, lora)
+        wrapper = add_adapters(model, lora, "CAUSAL_LM" if head is None else "SEQ_CLS")
     return Loaded(model, wrapper, tokenizer, stored)
 
 
@@ -99,18 +104,18 @@ def load_adapter(
     return wrapper, model, stored
 
 
-def add_adapters(model: Any, lora: Lora) -> Any:
-    """Put fresh adapters into the model, in place; everything else is frozen. Returns the PEFT wrapper."""
+def add_adapters(model: Any, lora: Lora, task: str = "CAUSAL_LM") -> Any:
+    """Put fresh adapters into the model, in place; all else but a score head is frozen. Returns the PEFT wrapper."""
     from peft import get_peft_model
 
     try:
         with quiet():
-            return get_peft_model(model, lora_config(lora))
+            return get_peft_model(model, lora_config(lora, task))
     except ValueError as error:
         raise StageError(f"train.lora does not fit the policy: {error}") from error
 
 
-def lora_config(lora: Lora) -> Any:
+def lora_config(lora: Lora, task: str = "CAUSAL_LM") -> Any:
     """The adapters as PEFT describes them."""
     from peft import LoraConfig
 
@@ -120,7 +125,7 @@ def lora_config(lora: Lora) -> Any:
         lora_dropout=lora.dropout,
         use_dora=lora.dora,
         target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
+        task_type=task,  # type: ignore[arg-type]  # the name of one of peft's
     )
 
 

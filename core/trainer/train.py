@@ -30,6 +30,7 @@ from strop.core.trainer.loop import Progress, Work, run
 from strop.core.trainer.objective import Loss
 from strop.core.trainer.policy import Loaded, load_model, load_policy, packs, pick_device, use_bfloat16
 from strop.core.trainer.ranks import ALONE, Ranks, shard, whole
+from strop.core.trainer.score import ScoreReader, SequenceScores
 from strop.core.trainer.tracking import tracked
 from strop.core.trainer.validation import Watch, held_back
 from strop.storage.errors import PluginError, StageError, did_you_mean
@@ -56,13 +57,13 @@ def _silent(_: Mapping[str, float]) -> None:
 
 
 def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, started: float) -> TrainResult:
-    objective, kind, needs, requires = _objective(job)
+    objective, kind, needs, requires, head = _objective(job)
     table = read_examples(job.examples)
     check_examples(table, kind=kind, needs=needs, who=job.objective)
     device = pick_device()
     torch.manual_seed(derive(job.seed, "torch"))
     ranks = replace(ranks, sharded=config.shard and ranks.world > 1)
-    loaded = load_policy(job.init, config, device=device)
+    loaded = load_policy(job.init, config, device=device, head=head)
     if not ranks.first:  # adapters begin alike on all, dropout differs
         torch.manual_seed(derive(job.seed, "torch", ranks.rank))
     limit, longest = _limit(config, loaded.model)
@@ -71,7 +72,13 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     if config.validation is not None:
         items, watched = held_back(items, config.validation.share, job.seed)
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
-    read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires)
+    read: Reader | ScoreReader
+    if head == "score":
+        read = ScoreReader(SequenceScores(loaded.model), device, use_bfloat16(config, device), ranks=ranks)
+        if ranks.sharded:
+            shard(loaded.model, device)
+    else:
+        read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires)
     steps = plan(
         items,
         epochs=config.epochs,
@@ -90,7 +97,9 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     )
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True)) if "step_entropy" in requires else None
+    entropy = None
+    if isinstance(read, Reader) and "step_entropy" in requires:
+        entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True))
     with tracked(job) if ranks.first else nullcontext(_silent) as track:
         work = Work(
             [*items, *watched],
@@ -120,7 +129,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     parameters = {name: whole(p.detach()) for name, p in trained.items()} if ranks.sharded else {}
     if ranks.first:
         if ranks.sharded:
-            loaded = _unsharded(job, config, parameters)
+            loaded = _unsharded(job, config, parameters, head)
         save_policy(_to_save(loaded, config), loaded.tokenizer, job, dtype=loaded.dtype, result=result)
     ranks.gather(None)  # nobody ends before the policy is there
     return result
@@ -135,9 +144,9 @@ def _watch(config: Train, items: list[Item], watched: list[Item], steps: int, mi
     return Watch(step, max(1, round(steps / config.epochs * config.validation.every)), config.validation.patience)
 
 
-def _unsharded(job: TrainJob, config: Train, parameters: dict[str, torch.Tensor]) -> Loaded:
+def _unsharded(job: TrainJob, config: Train, parameters: dict[str, torch.Tensor], head: str | None) -> Loaded:
     """The policy that training began with, with these parameters, in one process's memory."""
-    loaded = load_policy(job.init, config, device="cpu")
+    loaded = load_policy(job.init, config, device="cpu", head=head)
     own = dict(loaded.model.named_parameters())
     with torch.no_grad():
         for name, values in parameters.items():
@@ -151,16 +160,16 @@ def _plugin(job: TrainJob) -> tuple[Plugin, Config]:
     return plugin, plugin.configure(dict(job.objective_config))
 
 
-def _corrupter(job: TrainJob, loaded: Loaded, read: Reader) -> Corrupter | None:
+def _corrupter(job: TrainJob, loaded: Loaded, read: Reader | ScoreReader) -> Corrupter | None:
     plugin, config = _plugin(job)
     corrupts = plugin.mark.corrupts
-    if corrupts is None:
+    if corrupts is None or isinstance(read, ScoreReader):
         return None
     own = replace(read, policy=TokenLogps(loaded.model))
     return Corrupter(lambda progress: corrupts(config, progress), loaded.tokenizer, own, job.seed)
 
 
-def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[str], frozenset[str]]:
+def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[str], frozenset[str], str | None]:
     plugin, config = _plugin(job)
     needs = ["behaviour_logps" if name == "logps" else name for name in sorted(plugin.mark.needs)]
     for name in needs:
@@ -171,7 +180,8 @@ def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[s
     requires = plugin.mark.required(config)
     if "reference" in requires and job.reference is None:
         raise StageError(f"objective {job.objective!r} requires a reference policy, and the job names none")
-    return lambda batch: plugin.call(config, {"batch": batch}), plugin.mark.examples, needs, requires
+    mark = plugin.mark
+    return lambda batch: plugin.call(config, {"batch": batch}), mark.examples, needs, requires, mark.head
 
 
 def _limit(config: Train, model: Any) -> tuple[int, str]:
@@ -195,8 +205,9 @@ def _reader(model: Any, config: Train, device: str, items: Sequence[Item], ranks
     return read
 
 
-def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, read: Reader) -> Reader:
+def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, read: Reader | ScoreReader) -> Reader:
     """'old' or 'reference', before the first step: adapters are still the identity then."""
+    assert isinstance(read, Reader), "an objective with a score head requires nothing"
     directory = job.init if policy == "old" or job.reference is None else job.reference
     same = directory.resolve() == job.init.resolve()
     model = loaded.model if same else load_model(directory, attention=config.attention)[0].to(read.device)

@@ -31,7 +31,7 @@ POLICIES = """
 SELECT p.run_id, p.round, p.name, p.status, d.action, d.reason FROM policies p
 LEFT JOIN (SELECT run_id, round, max_by(action, decision_id) AS action, max_by(reason, decision_id) AS reason
   FROM decisions WHERE subject_kind = 'policy' GROUP BY ALL) d USING (run_id, round)
-WHERE {where} ORDER BY p.round, p.policy_id"""
+WHERE {where} AND p.kind <> 'reward' ORDER BY p.round, p.policy_id"""
 ROLLOUTS = """
 SELECT split, count(*), sum(n_tokens), avg(n_tokens), count(*) FILTER (finish_reason = 'length') FROM rollouts
 WHERE run_id = {run} AND round = {round} GROUP BY ALL ORDER BY ALL"""

@@ -6,10 +6,13 @@ among the correct and the wrong; here ties go to the earlier sample. Groups with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated
+
 from pydantic import NonNegativeFloat, PositiveInt
 
 from strop.core.completions import distinct, dropped_by, loss_prompt
-from strop.core.plugin import Config, stage
+from strop.core.plugin import LATER, Config, stage
 from strop.core.problems import key_of
 from strop.core.verdicts import groups, values
 from strop.storage.tables import Decision, Example, Problem, Rollout, Score
@@ -24,6 +27,9 @@ class BestWorst(Config):
     """Least difference of the scores; it is above 0 in any case."""
     scorer: str | None = None
     """Label of the verify stage to rank by; without it the mean over all of them."""
+    margin_scorer: Annotated[str | None, LATER] = None
+    """Label of the verify stage whose scores the pair's margin and reward are, e.g. an ensemble of reward models that
+    tells how strong a preference is, or that it is none (below 0); without it the one that ranks."""
 
 
 @stage("build")
@@ -37,6 +43,7 @@ def best_worst(
 ) -> list[Example]:
     """Pairs in order of problem key. What a filter dropped may be rejected and is never chosen."""
     value = values(scores, config.scorer)
+    told = value if config.margin_scorer is None else values(scores, config.margin_scorer)
     dropped = dropped_by(decisions)
     found = []
     for group in sorted(groups(rollouts), key=lambda g: key_of(problems[g[0].problem_id])):
@@ -46,11 +53,12 @@ def best_worst(
         for chosen, rejected in list(zip(best, worst, strict=False))[: config.per_problem]:
             margin = value[chosen.rollout_id] - value[rejected.rollout_id]
             if margin > 0 and margin >= config.min_margin and chosen.completion != rejected.completion:
-                found.append(_pair(chosen, rejected, margin))
+                found.append(_pair(chosen, rejected, told))
     return found
 
 
-def _pair(chosen: Rollout, rejected: Rollout, margin: float) -> Example:
+def _pair(chosen: Rollout, rejected: Rollout, told: Mapping[int, float]) -> Example:
+    high, low = told.get(chosen.rollout_id), told.get(rejected.rollout_id)
     return Example(
         kind="pair",
         problem_id=chosen.problem_id,
@@ -59,5 +67,6 @@ def _pair(chosen: Rollout, rejected: Rollout, margin: float) -> Example:
         rejected=rejected.completion,
         rollout_id=chosen.rollout_id,
         rejected_rollout_id=rejected.rollout_id,
-        margin=margin,
+        reward=high,
+        margin=None if high is None or low is None else high - low,
     )

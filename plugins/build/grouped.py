@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 from strop.core.completions import dropped_by, loss_prompt
 from strop.core.plugin import LATER, Config, stage
 from strop.core.problems import key_of
-from strop.core.verdicts import groups, of_rollouts, values
+from strop.core.verdicts import groups, of_rollouts, pending, values
 from strop.storage.tables import Decision, Example, Problem, Rollout, Score
 
 EDGE = 0.02
@@ -51,11 +51,12 @@ def grouped(
 ) -> list[Example]:
     """Groups in order of problem key. Completions without a score, or that a filter dropped, are left out.
 
-    Raises ValueError when no rollout has a score, when strata are wanted by answers and no score has one, or by turns
-    and no rollout has any; when a weight is wanted and a mean reward lies outside 0 and 1.
+    Raises ValueError when no rollout has a score, unless a scorer says that it has none to give yet; when strata are
+    wanted by answers and no score has one, or by turns and no rollout has any; when a weight is wanted and a mean
+    reward lies outside 0 and 1.
     """
     value = values(scores, config.scorer)
-    if rollouts and not value:
+    if rollouts and not value and not pending(scores, config.scorer):
         raise ValueError("grouped learns from rewards, and no rollout has a score: put a `verify` before it")
     dropped = dropped_by(decisions)
     kinds = _kinds(config, rollouts, scores)

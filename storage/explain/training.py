@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from strop.storage.explain.words import Teller, among, counted, gated, problem, said, text, trained
 from strop.storage.kinds import Row, number
+from strop.storage.tables import REWARD
 from strop.storage.views import literal
 
 EXAMPLE = """
@@ -49,6 +50,10 @@ SELECT
   (SELECT list(name ORDER BY run_id, round) FROM policies WHERE parent_policy_id = {id}) AS children,
   (SELECT list(name ORDER BY run_id, round) FROM policies WHERE reference_policy_id = {id}) AS kept_near"""
 
+SCORED = """
+SELECT count(DISTINCT subject_id) AS n, list(DISTINCT round ORDER BY round) AS rounds FROM scores
+WHERE subject_kind = 'rollout' AND value IS NOT NULL AND contains(detail, {name})"""
+
 
 def example(teller: Teller) -> None:
     """Tell of an example: an SFT row, a pair, or a member of a group."""
@@ -93,7 +98,12 @@ def _side(teller: Teller, example: Row, title: str, completion: str | None, roll
 def policy(teller: Teller) -> None:
     """Tell of a policy: what it was trained on, how it fared, and what the gate made of it."""
     row = teller.row(POLICY.format(id=teller.id))
-    title = {"champion": "the champion", "retired": "a former champion", "rejected": "a rejected candidate"}
+    title = {
+        "champion": "the champion",
+        "retired": "a former champion",
+        "rejected": "a rejected candidate",
+        "scorer": "a reward model",
+    }
     is_ = title.get(row["status"], f"a {row['status']}")
     teller.say(
         f"{row['name']} is {is_} of run {row['run_id']}, made in round {row['round']} "
@@ -107,9 +117,14 @@ def policy(teller: Teller) -> None:
     outcome = gated(teller, [teller.id]).get(teller.id)
     if outcome:
         teller.say(f"{outcome[0].upper()}{outcome[1:]}.")
+    elif row["kind"] == REWARD:
+        teller.say("It scores rollouts and writes none, so no gate decides on it.")
     elif row["kind"] != "base":
         teller.say("No gate has decided on it.")
-    _afterwards(teller, row)
+    if row["kind"] == REWARD:
+        _scored(teller, row)
+    else:
+        _afterwards(teller, row)
     _provenance(teller, row)
 
 
@@ -118,9 +133,10 @@ def _training(teller: Teller, row: Row) -> None:
     near = f", kept near {row['reference']}," if row["reference"] else ""
     steps = f" in {counted(row['steps'], 'step')}" if row["steps"] is not None else ""
     loss = f" (loss {number(row['loss'])} over the last tenth)" if row["loss"] is not None else ""
+    weights = "full" if row["kind"] == REWARD else row["kind"]
     teller.say(
         f"It was trained{start} with {row['objective']}{near} on "
-        f"{counted(row['examples'], 'example')}{steps}{loss}; the weights are {row['kind']}."
+        f"{counted(row['examples'], 'example')}{steps}{loss}; the weights are {weights}."
     )
     used = teller.row(TRAINED_ON.format(id=teller.id))
     if not used["kinds"]:
@@ -169,6 +185,16 @@ def _afterwards(teller: Teller, row: Row) -> None:
     if later["kept_near"]:
         parts.append(f"was the reference of {among(later['kept_near'])}")
     teller.say(f"Since then it {among(parts)}." if parts else "Nothing has been sampled or trained from it since.")
+
+
+def _scored(teller: Teller, row: Row) -> None:
+    """What a reward model has been used for: the scores that name it."""
+    found = teller.row(SCORED.format(name=literal(f'"{row["name"]}"')))
+    if not found["n"]:
+        teller.say("It has scored nothing since.")
+        return
+    rounds = f"round{'s' if len(found['rounds']) > 1 else ''} {among(found['rounds'])}"
+    teller.say(f"Since then it scored {counted(found['n'], 'rollout')} in {rounds}.")
 
 
 def _provenance(teller: Teller, row: Row) -> None:

@@ -27,7 +27,7 @@ WITH work AS (SELECT run_id, round, sum(seconds) AS seconds FROM stage_runs GROU
 made AS (
   SELECT run_id, round, max_by(name, policy_id) AS policy, max_by(status, policy_id) AS status,
     max(policy_id) AS policy_id
-  FROM {of_runs("policies", "policy_id, name, status")} GROUP BY ALL),
+  FROM {of_runs("policies", "policy_id, name, status, kind")} WHERE kind <> 'reward' GROUP BY ALL),
 measured AS (
   SELECT m.run_id, m.round,
     any_value(value) FILTER (name = 'pass@1') AS pass_at_1,
@@ -110,8 +110,8 @@ V_POLICIES = ReadyView(
         policy=("VARCHAR", "its name"),
         run_id=("VARCHAR", "the run that made it"),
         round=("INTEGER", "the round that made it; 0 = the base"),
-        status=("VARCHAR", "'candidate', 'champion', 'retired' or 'rejected'"),
-        kind=("VARCHAR", "'base', 'full' or 'lora'"),
+        status=("VARCHAR", "'candidate', 'champion', 'retired', 'rejected', or 'scorer'"),
+        kind=("VARCHAR", "'base', 'full', 'lora', or 'reward': a reward model"),
         parent=("VARCHAR", "name of the policy training started from"),
         reference=("VARCHAR", "name of the objective's reference policy, where it has one"),
         objective=("VARCHAR", "objective it was trained with"),

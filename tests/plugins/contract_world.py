@@ -10,7 +10,7 @@ from typing import Any
 
 from plugin_rows import called
 
-from strop.core.engine import NamedPolicy
+from strop.core.engine import NamedPolicy, RewardModel
 from strop.core.plugin import Examined, PassRate
 from strop.core.problems import problem_key
 from strop.core.registry import find
@@ -63,6 +63,7 @@ def world() -> dict[str, Any]:
         "policy": NamedPolicy(
             Path(), "hash", None, {rollouts[0].rollout_id: [-0.5] * rollouts[0].n_tokens}, lambda: engine
         ),
+        "reward_models": [implicit(engine, "first"), implicit(engine, "second")],
         "contexts": {},
         "rollouts": rollouts,
         "scores": scores,
@@ -84,6 +85,12 @@ def world() -> dict[str, Any]:
         "threads": 1,
         "directory": Path(),
     }
+
+
+def implicit(engine: Any, stage: str) -> RewardModel:
+    """A reward model by the log-ratio of two policies, both under this engine."""
+    ours, reference = (NamedPolicy(Path(), name, None, {}, lambda: engine) for name in (stage, "base"))
+    return RewardModel(f"run/r1/{stage}", stage, ours, reference, 0.1)
 
 
 def stored(numbered: tuple[int, Problem]) -> Problem:

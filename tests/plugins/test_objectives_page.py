@@ -29,6 +29,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
+def section(title: str) -> str:
+    return PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
 def test_every_objective_stands_under_the_kind_it_learns_from():
     table = PAGE.split("## Which there are")[1].split("A recipe swaps")[0]
     kinds, kind = {}, ""
@@ -38,10 +42,23 @@ def test_every_objective_stands_under_the_kind_it_learns_from():
             kind = cells[0] or kind
             for name in re.findall(r"`(\w+)`", cells[2]):
                 kinds[name] = {"SFT rows": "sft", "pairs": "pair"}.get(kind, "group")
+    for learns, names in re.findall(r"^\| (pairs|groups)[^|]* \| ([^|]*) \|", section("Reward models"), re.MULTILINE):
+        kinds |= dict.fromkeys(re.findall(r"`(\w+)`", names), {"pairs": "pair"}.get(learns, "group"))
     assert kinds == {name: find("objective", name).mark.examples for name in builtin_names("objective")}
 
 
-@pytest.mark.parametrize("lines", blocks("yaml"), ids=["grpo", "dpo", "trl"])
+def test_the_recipe_with_a_reward_model_is_one(tmp_path):
+    (lines,) = re.findall(r"```yaml\n(.*?)```", section("Reward models"), re.DOTALL)
+    (tmp_path / "page.yaml").write_text(RECIPE + lines)
+    recipe = load(str(tmp_path / "page.yaml"))
+    by_kind = {step.kind: step.plugin for step in recipe.round}
+    assert (by_kind["verify"].name, by_kind["train_reward"].mark.head) == ("reward_model", "score")
+
+
+PAGE_RECIPES = [lines for lines in blocks("yaml") if "train_reward" not in lines]
+
+
+@pytest.mark.parametrize("lines", PAGE_RECIPES, ids=["grpo", "dpo", "trl"])
 def test_the_recipes_are_ones(tmp_path, lines):
     (tmp_path / "page.yaml").write_text(RECIPE + lines)
     recipe = load(str(tmp_path / "page.yaml"))
