@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from strop.storage.tables import Decision, Rollout
+from strop.storage.tables import Decision, Example, Rollout
 
 
 def loss_prompt(rollout: Rollout) -> str:
     """The prompt the loss uses: the sampler's own, where no other is named."""
     return rollout.prompt if rollout.train_prompt is None else rollout.train_prompt
+
+
+def sft_row(rollout: Rollout, text: str) -> Example:
+    """An SFT row of a rollout, with this text for its completion."""
+    return Example(
+        kind="sft",
+        problem_id=rollout.problem_id,
+        prompt=loss_prompt(rollout),
+        completion=text,
+        rollout_id=rollout.rollout_id,
+        loss_spans=rollout.loss_spans,
+    )
 
 
 def distinct(rollouts: Iterable[Rollout]) -> list[Rollout]:

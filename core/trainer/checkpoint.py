@@ -14,6 +14,7 @@ import torch
 from strop.core.trainer.job import TrainJob, TrainResult
 from strop.core.trainer.policy import quiet
 from strop.storage.durable import fsync
+from strop.storage.errors import StageError
 
 CHECKPOINT = "checkpoint.pt"
 RESULT = "result.json"
@@ -89,11 +90,14 @@ def write_result(job: TrainJob, result: TrainResult) -> None:
 
 
 def finished(job: TrainJob) -> TrainResult | None:
-    """The result of this very job, when its output is already there."""
+    """The result of this very job, when its output is already there.
+
+    Raises StageError: an output that is another job's.
+    """
+    if not job.output.exists():
+        return None
     path = job.work / RESULT
-    if not (job.output.is_dir() and path.is_file()):
-        return None
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text()) if path.is_file() else {"key": None}
     if values.pop("key") != job.key():
-        return None
+        raise StageError(f"{job.output} exists and is not this job's: remove it, or name another output")
     return TrainResult(**values | {"output": job.output})

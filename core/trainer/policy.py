@@ -177,3 +177,14 @@ def quiet() -> Iterator[None]:
     finally:
         if was:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def using_threads(n: int) -> Iterator[None]:
+    """Compute on that many CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

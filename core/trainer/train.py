@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from strop.core.trainer.known import known
 from strop.core.trainer.logps import Reader, TokenLogps, reads_packed_apart
 from strop.core.trainer.loop import Progress, Work, run
 from strop.core.trainer.objective import Loss
-from strop.core.trainer.policy import Loaded, load_model, load_policy, packs, pick_device, use_bfloat16
+from strop.core.trainer.policy import Loaded, load_model, load_policy, packs, pick_device, use_bfloat16, using_threads
 from strop.core.trainer.ranks import ALONE, Ranks, shard, whole
 from strop.core.trainer.score import ScoreReader, SequenceScores
 from strop.core.trainer.tracking import tracked
@@ -44,11 +44,9 @@ def train(job: TrainJob, progress: Progress = lambda _: None, ranks: Ranks = ALO
     """
     if (done := finished(job)) is not None:
         return done
-    if job.output.exists():
-        raise StageError(f"{job.output} exists and is not this job's: remove it, or name another output")
     started = time.monotonic()
     config = Train.model_validate(dict(job.train))
-    with _threads(config.threads or job.threads):
+    with using_threads(config.threads or job.threads):
         return _train(job, config, progress if ranks.first else _silent, ranks, started)
 
 
@@ -222,13 +220,3 @@ def _to_save(loaded: Loaded, config: Train) -> Any:
     if loaded.wrapper is None or config.lora is None:
         return loaded.model
     return loaded.wrapper.merge_and_unload() if config.lora.merge else loaded.wrapper
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

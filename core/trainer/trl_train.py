@@ -22,7 +22,16 @@ from strop.core.trainer.config import Train
 from strop.core.trainer.encode import Item, encode
 from strop.core.trainer.job import TrainJob, TrainResult, check_examples, read_examples
 from strop.core.trainer.loop import SAVE_EVERY_S, SAVE_SHARE, Progress
-from strop.core.trainer.policy import ADAPTER, load_adapter, load_model, lora_config, pick_device, quiet, use_bfloat16
+from strop.core.trainer.policy import (
+    ADAPTER,
+    load_adapter,
+    load_model,
+    lora_config,
+    pick_device,
+    quiet,
+    use_bfloat16,
+    using_threads,
+)
 from strop.core.trainer.trl_config import LEARNS_FROM, Trl
 from strop.core.trainer.trl_data import check_items
 from strop.core.trainer.trl_trainers import trainer_of
@@ -40,18 +49,11 @@ def train(job: TrainJob, progress: Progress = lambda _: None) -> TrainResult:
     """
     if (done := finished(job)) is not None:
         return done
-    if job.output.exists():
-        raise StageError(f"{job.output} exists and is not this job's: remove it, or name another output")
     started = time.monotonic()
     config = Trl.model_validate(dict(job.train))
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads or job.threads)
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
-            return _train(job, config, progress, started)
-    finally:
-        torch.set_num_threads(before)
+    with using_threads(config.threads or job.threads), quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+        return _train(job, config, progress, started)
 
 
 def _train(job: TrainJob, config: Trl, progress: Progress, started: float) -> TrainResult:

@@ -9,9 +9,11 @@ Changed: the loss covers the completion, there question and marker too. The text
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import PositiveInt
 
-from strop.core.completions import loss_prompt
+from strop.core.completions import sft_row
 from strop.core.plugin import Config, stage
 from strop.plugins.build._contrast import contrasts
 from strop.storage.tables import Decision, Example, Problem, Rollout, Score
@@ -49,11 +51,5 @@ def mistake_tuning(
 
 
 def _row(rollout: Rollout, marker: str) -> Example:
-    return Example(
-        kind="sft",
-        problem_id=rollout.problem_id,
-        prompt=loss_prompt(rollout) + marker,
-        completion=rollout.completion,
-        rollout_id=rollout.rollout_id,
-        loss_spans=rollout.loss_spans,
-    )
+    row = sft_row(rollout, rollout.completion)
+    return replace(row, prompt=row.prompt + marker)

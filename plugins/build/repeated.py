@@ -8,11 +8,12 @@ stands the prompt, there the sentence before. Which rows and which sentences is 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from strop.core.completions import loss_prompt
+from strop.core.completions import sft_row
 from strop.core.plugin import Config, stage
 from strop.core.problems import key_of
 from strop.core.seeds import derive
@@ -54,15 +55,6 @@ def repeated(
             sentences = [s for s in rollout.completion.split(config.separator) if s.strip()]
             again = rng.random() < config.share and bool(sentences)
             text = (rng.choice(sentences) + config.separator) * config.copies if again else rollout.completion
-            found.append(
-                Example(
-                    kind="sft",
-                    problem_id=rollout.problem_id,
-                    prompt=loss_prompt(rollout),
-                    completion=text,
-                    rollout_id=rollout.rollout_id,
-                    stratum=config.copies if again else 0,
-                    loss_spans=None if again else rollout.loss_spans,
-                )
-            )
+            row = sft_row(rollout, text)
+            found.append(replace(row, stratum=config.copies, loss_spans=None) if again else replace(row, stratum=0))
     return found

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 from pydantic import PositiveInt
 
-from strop.core.completions import distinct, loss_prompt
+from strop.core.completions import distinct, sft_row
 from strop.core.plugin import Config, stage
 from strop.core.problems import by_key, key_of
 from strop.core.seeds import derive
@@ -53,17 +54,8 @@ def rft(
     found = []
     for problem in by_key(problems[i] for i in usable):
         for rollout in _choice(usable[problem.problem_id], config.per_problem, derive(seed, "rft", key_of(problem))):
-            found.append(
-                Example(
-                    kind="sft",
-                    problem_id=rollout.problem_id,
-                    prompt=loss_prompt(rollout),
-                    completion=rollout.completion,
-                    rollout_id=rollout.rollout_id,
-                    weight=weights.get(rollout.rollout_id),
-                    loss_spans=rollout.loss_spans,
-                )
-            )
+            row = sft_row(rollout, rollout.completion)
+            found.append(replace(row, weight=weights.get(rollout.rollout_id)))
     return found
 
 

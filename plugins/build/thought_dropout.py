@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from strop.core.completions import loss_prompt
+from strop.core.completions import sft_row
 from strop.core.plugin import Config, stage
 from strop.core.problems import key_of
 from strop.core.seeds import derive
@@ -52,16 +52,7 @@ def thought_dropout(
         for rollout in contrast.good[: config.per_problem]:
             drawn = derive(seed, "thought", key_of(problems[rollout.problem_id]), rollout.completion) / (1 << 62)
             text = _emptied(config, rollout) if drawn < config.share else rollout.completion
-            found.append(
-                Example(
-                    kind="sft",
-                    problem_id=rollout.problem_id,
-                    prompt=loss_prompt(rollout),
-                    completion=text,
-                    rollout_id=rollout.rollout_id,
-                    loss_spans=rollout.loss_spans,
-                )
-            )
+            found.append(sft_row(rollout, text))
     return found
 
 
