@@ -75,7 +75,8 @@ def encode(table: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_length: i
     """
     rows = table.to_pylist()
     prompts = encode_prompts([row["prompt"] for row in rows], tokenizer)
-    items = [_item(row, prompt, tokenizer) for row, prompt in zip(rows, prompts, strict=True)]
+    texts = _texts(rows, tokenizer)
+    items = [_item(row, prompt, texts, tokenizer) for row, prompt in zip(rows, prompts, strict=True)]
     for bad, what in (
         ([i for i in items if any(s.targets == 0 for s in i.sequences)], "the loss covers no token of these examples"),
         (
@@ -111,13 +112,37 @@ def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
     return [found[p] for p in prompts]
 
 
-def _item(row: dict[str, Any], prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> Item:
-    names = ("chosen", "rejected") if row["kind"] == "pair" else ("completion",)
+def _texts(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Token ids of every completion that comes as text alone, tokenised in one call, each ended with EOS."""
+    found = dict.fromkeys(row[n] or "" for row in rows for n in _sides(row) if row[f"{n}_token_ids"] is None)
+    if not found:
+        return {}
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise StageError("the policy's tokenizer has no eos_token: set one, or give completion_token_ids")
+    encoded = tokenizer(list(found), add_special_tokens=False)["input_ids"]
+    return {text: [*ids, eos] for text, ids in zip(found, encoded, strict=True)}
+
+
+def _sides(row: dict[str, Any]) -> tuple[str, ...]:
+    return ("chosen", "rejected") if row["kind"] == "pair" else ("completion",)
+
+
+def _item(
+    row: dict[str, Any], prompt: list[int], texts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase
+) -> Item:
+    names = _sides(row)
     behaviour = row["behaviour_logps"]
     return Item(
         example_id=row["example_id"],
         sequences=tuple(
-            _sequence(prompt, row[name], row[f"{name}_token_ids"], row["loss_spans"], tokenizer) for name in names
+            _sequence(
+                prompt,
+                texts[row[name] or ""] if row[f"{name}_token_ids"] is None else row[f"{name}_token_ids"],
+                row["loss_spans"],
+                tokenizer,
+            )
+            for name in names
         ),
         weight=1.0 if row["weight"] is None else row["weight"],
         reward=float("nan") if row["reward"] is None else row["reward"],
@@ -133,13 +158,8 @@ def _floats(values: Sequence[float] | None) -> FloatArray | None:
 
 
 def _sequence(
-    prompt: list[int],
-    text: str | None,
-    token_ids: list[int] | None,
-    spans: list[int] | None,
-    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int], ids: list[int], spans: list[int] | None, tokenizer: PreTrainedTokenizerBase
 ) -> Encoded:
-    ids = list(token_ids) if token_ids is not None else _text_ids(text or "", tokenizer)
     if spans:
         ends = piece_ends(ids, tokenizer)
         covered = [_overlaps(a, b, spans) for a, b in zip([0, *ends], ends, strict=False)]
@@ -149,14 +169,6 @@ def _sequence(
     if not prompt and len(mask):  # nothing to predict the very first token from
         mask[0] = 0.0
     return Encoded(np.asarray([*prompt, *ids], dtype=np.int64), len(prompt), mask)
-
-
-def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise StageError("the policy's tokenizer has no eos_token: set one, or give completion_token_ids")
-    return [*ids, eos]
 
 
 def piece_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
