@@ -1,158 +1,176 @@
-"""How fast the trainer is, as a ratio to TRL's SFTTrainer on the same model, examples and step size in the same run.
+"""How fast the trainer is and how much memory it takes, against TRL's SFTTrainer and DPOTrainer in the same run.
 
-    python benchmarks/train.py [--quick] [--json] [--threads N]
+    python benchmarks/train.py [--quick] [--json] [--sizes 0.6M 3M 30M] [--mixes sums "long tail" even]
+                               [--memory | --no-memory]
 
-The model is the default loop's (0.6M parameters), the examples are sums of two to seven numbers, half of them worked
-out step by step; one epoch in steps of about 1,024 target tokens. Both sides take turns, so that a busy machine slows
-both; loading, tokenising and saving count on both sides, imports on neither.
+Both sides train the same policy on the same examples for one epoch, with as many examples a step (about 1,024 target
+tokens), on the same number of threads. TRL goes without gradient checkpointing and has the fastest of its settings for
+the size and the lengths: float32 or bfloat16, examples of like length together or not, a step in one piece or in four
+(`..._over_trl_plain`: in float32, with none of that). Strop has its defaults, in the faster of the two types. Sides
+take turns and the best pass of each counts; loading, tokenising and saving count on both, imports on neither. The
+ratios are of wall time; what else the machine does moves those of CPU seconds ("cpu") less.
+
+0.6M is the default loop's policy, `sums` are its lengths. --memory: peak main memory of a fresh process above what it
+holds with everything imported, with a vocabulary of 150,000.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import random
-import statistics
+import subprocess
+import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from train_sides import Pass, strop, trl
+from train_subjects import EXAMPLES, MIXES, SHAPES, Data, data, policy
 from transformers.utils import logging
 
-from strop.core.chars import character_tokenizer
-from strop.core.trainer.job import TrainJob, write_examples
-from strop.core.trainer.train import train
-
 BATCH_TOKENS = 1024
+VOCABULARY = 150_000
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "bf16": (False, True),
+    "train_sampling_strategy": ("random", "group_by_length"),
+    "parts": (1, 4),
+}
+"""Settings of TRL's that may be faster; each is tried at the best of those before it."""
 
-
-def make_policy(directory: Path) -> Path:
-    """A random policy of the default loop's shape."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    character_tokenizer(256).save_pretrained(directory)
-    return directory
-
-
-def make_rows(n: int) -> list[dict[str, object]]:
-    """Sums with their values, half of them through every partial sum."""
-    rng = random.Random(0)
-    rows: list[dict[str, object]] = []
-    for i in range(n):
-        numbers = [rng.randint(1, 9) for _ in range(rng.randint(3, 8))]
-        states = ["+".join(map(str, [sum(numbers[:k]), *numbers[k:]])) for k in range(2, len(numbers) + 1)]
-        prompt, text = "+".join(map(str, numbers)) + "=", "=".join(states) if i % 2 else states[-1]
-        rows.append({"example_id": i, "kind": "sft", "prompt": prompt, "completion": text})
-    return rows
-
-
-def ours(base: Path, rows: list[dict[str, object]], folder: Path, threads: int) -> float:
-    """Seconds."""
-    job = TrainJob(
-        init=base,
-        examples=write_examples(folder / "examples.parquet", rows),
-        output=folder / "policy",
-        work=folder / "work",
-        objective="sft",
-        train={"lr": 7e-4, "epochs": 1, "batch_tokens": BATCH_TOKENS, "precision": "float32"},
-        seed=0,
-        threads=threads,
-    )
-    start = time.perf_counter()
-    train(job)
-    return time.perf_counter() - start
-
-
-def trl(base: Path, rows: list[dict[str, object]], folder: Path, threads: int, per_step: int) -> float:
-    """Seconds; `per_step` examples a step, as many as ours has on average."""
-    from datasets import Dataset, disable_progress_bars
-    from transformers import AutoTokenizer, PrinterCallback
-
-    library: Any = importlib.import_module("trl")
-    disable_progress_bars()  # type: ignore[no-untyped-call]
-    torch.set_num_threads(threads)
-    settings = library.SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=1,
-        per_device_train_batch_size=per_step,
-        learning_rate=7e-4,
-        lr_scheduler_type="linear",
-        completion_only_loss=True,
-        max_length=256,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=0,
-    )
-    start = time.perf_counter()
-    trainer = library.SFTTrainer(
-        model=LlamaForCausalLM.from_pretrained(base),
-        args=settings,
-        processing_class=AutoTokenizer.from_pretrained(base),
-        train_dataset=Dataset.from_list([{"prompt": r["prompt"], "completion": r["completion"]} for r in rows]),
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    trainer.save_model(str(folder / "policy"))
-    return time.perf_counter() - start
+Found = dict[str, dict[str, dict[str, Pass]]]
+"""Size -> length mix -> side -> its best pass."""
 
 
 def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="1,024 examples once instead of 4,096 three times")
+    """Measure every size with every length mix, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer examples, passes and length mixes")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both sides")
+    parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--mixes", nargs="+", choices=list(MIXES), help="all of them; with --quick not `even`")
+    parser.add_argument("--objectives", nargs="+", default=["sft", "dpo"], choices=["sft", "dpo"])
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--memory", action="store_true", help="memory only")
+    part.add_argument("--no-memory", action="store_true", help="speed only")
     chosen = parser.parse_args()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.simplefilter("ignore")
-    rows = make_rows(1024 if chosen.quick else 4096)
-    targets = sum(len(str(row["completion"])) + 1 for row in rows)
-    per_step = round(len(rows) * BATCH_TOKENS / targets)
-    seconds: dict[str, list[float]] = {"strop": [], "trl": []}
+    mixes = chosen.mixes or [mix for mix in MIXES if not (chosen.quick and mix == "even")]
+    told: dict[str, Any] = {"cpu": {}, "trl_settings": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = make_policy(folder / "base")
-        ours(base, rows[:32], folder / "warm", chosen.threads)
-        trl(base, rows[:32], folder / "warm-trl", chosen.threads, per_step)
-        for i in range(1 if chosen.quick else 3):
-            seconds["strop"].append(ours(base, rows, folder / f"strop{i}", chosen.threads))
-            seconds["trl"].append(trl(base, rows, folder / f"trl{i}", chosen.threads, per_step))
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    found = {
-        "examples": len(rows),
-        "target_tokens": targets,
-        "strop_tokens_per_s": round(targets / median["strop"]),
-        "trl_tokens_per_s": round(targets / median["trl"]),
-        "ratio": round(median["trl"] / median["strop"], 2),
-    }
+        for objective in chosen.objectives:
+            if not chosen.memory:
+                speed(folder / objective, objective, chosen, mixes, told)
+        told["memory_mb"], told["memory_over_trl"] = {}, {}
+        for objective in () if chosen.no_memory else chosen.objectives:
+            used = memory(folder / "memory", objective, chosen.quick, chosen.threads)
+            told["memory_mb"][objective] = {side: round(mb) for side, mb in used.items()}
+            told["memory_over_trl"][objective] = round(used["strop"] / used["trl"], 2)
     if chosen.json:
-        print(json.dumps(found))
+        print(json.dumps(told))
         return
-    for key, value in found.items():
-        print(f"{key}: {value}")
+    for key, value in told.items():
+        print(f"{key}: {json.dumps(value)}")
+
+
+def speed(folder: Path, objective: str, chosen: argparse.Namespace, mixes: list[str], told: dict[str, Any]) -> None:
+    """Fill in the ratios of one objective."""
+    found: Found = {}
+    for size in chosen.sizes:
+        base = policy(folder, size)
+        n = EXAMPLES[size] // (1 if objective == "sft" else 2) * (1 if chosen.quick else 4)
+        found[size], tried = {}, told["trl_settings"].setdefault(objective, {}).setdefault(size, {})
+        for mix in mixes:
+            examples = data(objective, mix, n if mix == "sums" else n // 2)
+            where = folder / size / mix
+            some = Data(objective, examples.rows[: max(64, n // 4)])
+            tried[mix] = settings = fastest(base, some, where / "try", chosen.threads)
+            precision = faster_type(base, some, where / "type", chosen.threads)
+            found[size][mix] = compared(
+                base, examples, where, chosen.threads, settings, precision, passes=2 if chosen.quick else 4
+            )
+            if not chosen.json:
+                for side, one in found[size][mix].items():
+                    rate, cpu = examples.targets / one.wall_s, examples.targets / one.cpu_s
+                    print(f"{objective} {size:>4} {mix:<9} {side:<5} {rate:>8,.0f} tokens/s {cpu:>8,.0f} per CPU s")
+    for clock, where_told in (("wall_s", told), ("cpu_s", told["cpu"])):
+        where_told[f"{objective}_over_trl"] = ratios(found, "trl", clock)
+        where_told[f"{objective}_over_trl_plain"] = ratios(found, "plain", clock)
+
+
+def fastest(base: Path, examples: Data, folder: Path, threads: int) -> dict[str, Any]:
+    """The settings of TRL's with which it takes the least CPU time."""
+    settings: dict[str, Any] = {}
+    trl(base, examples, folder / "warm", threads, BATCH_TOKENS)
+    best = trl(base, examples, folder / "first", threads, BATCH_TOKENS).cpu_s
+    for name, (usual, other) in CHOICES.items():
+        if name == "train_sampling_strategy" and examples.objective == "dpo":
+            continue  # DPOTrainer's columns have no lengths to go by
+        took = trl(base, examples, folder / name, threads, BATCH_TOKENS, **settings, **{name: other}).cpu_s
+        settings[name] = other if took < best else usual
+        best = min(best, took)
+    return settings
+
+
+def faster_type(base: Path, examples: Data, folder: Path, threads: int) -> str:
+    """The arithmetic in which Strop takes the least CPU time."""
+    took = {
+        precision: strop(base, examples, folder / precision, threads, BATCH_TOKENS, precision).cpu_s
+        for precision in ("float32", "bfloat16")
+    }
+    return min(took, key=lambda precision: took[precision])
+
+
+def compared(
+    base: Path, examples: Data, folder: Path, threads: int, settings: dict[str, Any], precision: str, passes: int
+) -> dict[str, Pass]:
+    """The best pass of each side."""
+    made: dict[str, list[Pass]] = {"strop": [], "trl": [], "plain": []}
+    for i in range(passes):
+        made["strop"].append(strop(base, examples, folder / f"strop{i}", threads, BATCH_TOKENS, precision))
+        made["trl"].append(trl(base, examples, folder / f"trl{i}", threads, BATCH_TOKENS, **settings))
+        made["plain"].append(trl(base, examples, folder / f"plain{i}", threads, BATCH_TOKENS))
+    return {side: Pass(min(one.wall_s for one in each), min(one.cpu_s for one in each)) for side, each in made.items()}
+
+
+def ratios(found: Found, other: str, clock: str) -> dict[str, dict[str, float]]:
+    """The other side's time over Strop's."""
+    return {
+        size: {
+            mix: round(getattr(sides[other], clock) / getattr(sides["strop"], clock), 2)
+            for mix, sides in by_mix.items()
+        }
+        for size, by_mix in found.items()
+    }
+
+
+def memory(folder: Path, objective: str, quick: bool, threads: int) -> dict[str, float]:
+    """MB of each side with a large vocabulary, in steps of 4,096 target tokens (--quick: 2,048)."""
+    base, warm = policy(folder, "0.6M", VOCABULARY), policy(folder, "0.6M")
+    tokens = 2048 if quick else 4096
+    found = {}
+    for side in ("strop", "trl"):
+        asked = {
+            "side": side,
+            "base": str(base),
+            "warm": str(warm),
+            "folder": str(folder / objective / side),
+            "objective": objective,
+            "mix": "even",
+            "examples": 2 * tokens // (64 if objective == "sft" else 128),
+            "batch_tokens": tokens,
+            "threads": threads,
+            "settings": {},
+        }
+        script = Path(__file__).with_name("train_sides.py")
+        done = subprocess.run([sys.executable, script, json.dumps(asked)], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        found[side] = float(done.stdout.splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":

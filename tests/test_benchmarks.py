@@ -47,3 +47,17 @@ def test_the_engine_is_compared_with_generate_in_one_json_object() -> None:
     assert set(found) == {"hf_over_generate", "cpu"}
     assert found["hf_over_generate"]["3M"]["n=8"] > 1
     assert found["cpu"]["hf_over_generate"]["3M"]["n=8"] > 1
+
+
+@pytest.mark.slow
+def test_the_trainer_is_compared_with_trl_in_one_json_object() -> None:
+    script = LAKE.with_name("train.py")
+    command = [sys.executable, script, "--quick", "--json", "--sizes", "0.6M", "--mixes", "sums"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    ratios = {f"{objective}_over_trl{plain}" for objective in ("sft", "dpo") for plain in ("", "_plain")}
+    assert set(found) == ratios | {"memory_over_trl", "memory_mb", "trl_settings", "cpu"}
+    assert found["sft_over_trl"]["0.6M"]["sums"] > 1
+    assert found["cpu"]["dpo_over_trl"]["0.6M"]["sums"] > 1
+    assert found["memory_over_trl"]["sft"] < 1

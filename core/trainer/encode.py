@@ -6,7 +6,7 @@ from its prompt, as the sampler met it, and ended with EOS.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,8 @@ def encode(table: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_length: i
     """
     rows = table.to_pylist()
     prompts = encode_prompts([row["prompt"] for row in rows], tokenizer)
-    items = [_item(row, prompt, tokenizer) for row, prompt in zip(rows, prompts, strict=True)]
+    texts = text_ids((row[n] or "" for row in rows for n in _sides(row) if row[f"{n}_token_ids"] is None), tokenizer)
+    items = [_item(row, prompt, texts, tokenizer) for row, prompt in zip(rows, prompts, strict=True)]
     for bad, what in (
         ([i for i in items if any(s.targets == 0 for s in i.sequences)], "the loss covers no token of these examples"),
         (
@@ -115,13 +116,40 @@ def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
     return [found[p] for p in prompts]
 
 
-def _item(row: dict[str, Any], prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> Item:
-    names = ("chosen", "rejected") if row["kind"] == "pair" else ("completion",)
+def text_ids(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Token ids of completions, tokenised in one call, each ended with EOS.
+
+    Raises StageError where the tokenizer has no EOS.
+    """
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return {}
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise StageError("the policy's tokenizer has no eos_token: set one, or give completion_token_ids")
+    encoded = tokenizer(distinct, add_special_tokens=False)["input_ids"]
+    return {text: [*ids, eos] for text, ids in zip(distinct, encoded, strict=True)}
+
+
+def _sides(row: dict[str, Any]) -> tuple[str, ...]:
+    return ("chosen", "rejected") if row["kind"] == "pair" else ("completion",)
+
+
+def _item(
+    row: dict[str, Any], prompt: list[int], texts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase
+) -> Item:
+    names = _sides(row)
     behaviour = row["behaviour_logps"]
     return Item(
         example_id=row["example_id"],
         sequences=tuple(
-            _sequence(prompt, row[name], row[f"{name}_token_ids"], row["loss_spans"], tokenizer) for name in names
+            _sequence(
+                prompt,
+                texts[row[name] or ""] if row[f"{name}_token_ids"] is None else row[f"{name}_token_ids"],
+                row["loss_spans"],
+                tokenizer,
+            )
+            for name in names
         ),
         weight=1.0 if row["weight"] is None else row["weight"],
         reward=float("nan") if row["reward"] is None else row["reward"],
@@ -138,13 +166,8 @@ def _floats(values: Sequence[float] | None) -> FloatArray | None:
 
 
 def _sequence(
-    prompt: list[int],
-    text: str | None,
-    token_ids: list[int] | None,
-    spans: list[int] | None,
-    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int], ids: list[int], spans: list[int] | None, tokenizer: PreTrainedTokenizerBase
 ) -> Encoded:
-    ids = list(token_ids) if token_ids is not None else text_ids(text or "", tokenizer)
     if spans:
         ends = piece_ends(ids, tokenizer)
         covered = [_overlaps(a, b, spans) for a, b in zip([0, *ends], ends, strict=False)]
@@ -154,15 +177,6 @@ def _sequence(
     if not prompt and len(mask):  # nothing to predict the very first token from
         mask[0] = 0.0
     return Encoded(np.asarray([*prompt, *ids], dtype=np.int64), len(prompt), mask)
-
-
-def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A completion's text as tokens, EOS at its end. Raises StageError where the tokenizer has none."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise StageError("the policy's tokenizer has no eos_token: set one, or give completion_token_ids")
-    return [*ids, eos]
 
 
 def piece_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

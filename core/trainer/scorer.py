@@ -31,8 +31,9 @@ class HeadScorer:
     def scores(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[float]:
         """In the order of the pairs; batches of about equal lengths."""
         prompts = encode_prompts([prompt for prompt, _ in pairs], self._tokenizer)
+        ended = text_ids((made for _, made in pairs if isinstance(made, str)), self._tokenizer)
         sequences = [
-            np.asarray([*prompt, *(text_ids(made, self._tokenizer) if isinstance(made, str) else made)], dtype=np.int64)
+            np.asarray([*prompt, *(ended[made] if isinstance(made, str) else made)], dtype=np.int64)
             for prompt, (_, made) in zip(prompts, pairs, strict=True)
         ]
         if (longest := max(map(len, sequences), default=0)) > self._context:
