@@ -21,6 +21,8 @@ from strop.storage.errors import PluginError, RecipeError, did_you_mean
 from strop.storage.ids import digest
 
 RECIPES = Path(__file__).parent.parent / "flows" / "recipes"
+METHODS = RECIPES / "methods"
+"""One recipe a method, all on the default task at one rollout budget: docs/methods.md compares them."""
 ROUND_KINDS = [
     "select",
     "generate",
@@ -167,8 +169,9 @@ class Recipe:
 
 
 def shipped() -> dict[str, str]:
-    """Names of the shipped recipes with their descriptions."""
-    return {path.stem: str(parse_file(path).data.get("description", "")) for path in sorted(RECIPES.glob("*.yaml"))}
+    """Names of the shipped recipes with their descriptions, those of the methods last."""
+    paths = [path for folder in (RECIPES, METHODS) for path in sorted(folder.glob("*.yaml"))]
+    return {path.stem: str(parse_file(path).data.get("description", "")) for path in paths}
 
 
 def load(name_or_path: str, *, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -178,12 +181,13 @@ def load(name_or_path: str, *, overrides: Sequence[str] = (), seed: int | None =
     """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"} and not path.is_file():
-        path = RECIPES / f"{name_or_path}.yaml"
-        if not path.is_file():
+        found = [f for folder in (RECIPES, METHODS) if (f := folder / f"{name_or_path}.yaml").is_file()]
+        if not found:
             raise RecipeError(
                 f"no shipped recipe {name_or_path!r}{did_you_mean(name_or_path, shipped())} "
                 "(a recipe of your own: give its file, my.yaml)"
             )
+        path = found[0]
     elif not path.is_file():
         raise RecipeError(f"there is no file {path}; shipped recipes: {', '.join(shipped())}")
     source = parse_file(path)
