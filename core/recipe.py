@@ -23,6 +23,8 @@ from strop.storage.errors import PluginError, RecipeError, did_you_mean
 from strop.storage.ids import digest
 
 RECIPES = Path(__file__).parent.parent / "flows" / "recipes"
+METHODS = RECIPES / "methods"
+"""One recipe a method, all on the default task at one rollout budget: docs/methods.md compares them."""
 ROUND_KINDS = [
     "select",
     "generate",
@@ -153,9 +155,16 @@ class Recipe:
         return digest({k: v for k, v in self.canonical().items() if k not in {"rounds", "operation"}}, size=8)
 
     def as_today(self, canonical: dict[str, Any]) -> dict[str, Any]:
-        """A stored recipe without those settings of its engine that decide nothing, which older Strops kept there."""
+        """A stored recipe without those settings that decide nothing, which older Strops may have kept there."""
+        idle = {step.label: set(step.config.operation()) for step in self.round}
+        rounds = [
+            {label: {k: v for k, v in settings.items() if k not in idle.get(label, ())}}
+            for stage in canonical["round"]
+            for label, settings in stage.items()
+        ]
         operation = self.engine.config.operation()
-        return {**canonical, "engine": {k: v for k, v in canonical["engine"].items() if k not in operation}}
+        engine = {k: v for k, v in canonical["engine"].items() if k not in operation}
+        return {**canonical, "engine": engine, "round": rounds}
 
     def position(self, stage: str, *, last: bool = False) -> int:
         """Where a stage stands in the round: by its label, or the first (or last) of that kind. Raises RecipeError."""
@@ -173,8 +182,9 @@ class Recipe:
 
 
 def shipped() -> dict[str, str]:
-    """Names of the shipped recipes with their descriptions."""
-    return {path.stem: str(parse_file(path).data.get("description", "")) for path in sorted(RECIPES.glob("*.yaml"))}
+    """Names of the shipped recipes with their descriptions, those of the methods last."""
+    paths = [path for folder in (RECIPES, METHODS) for path in sorted(folder.glob("*.yaml"))]
+    return {path.stem: str(parse_file(path).data.get("description", "")) for path in paths}
 
 
 def load(name_or_path: str, *, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
@@ -184,12 +194,13 @@ def load(name_or_path: str, *, overrides: Sequence[str] = (), seed: int | None =
     """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"} and not path.is_file():
-        path = RECIPES / f"{name_or_path}.yaml"
-        if not path.is_file():
+        found = [f for folder in (RECIPES, METHODS) if (f := folder / f"{name_or_path}.yaml").is_file()]
+        if not found:
             raise RecipeError(
                 f"no shipped recipe {name_or_path!r}{did_you_mean(name_or_path, shipped())} "
                 "(a recipe of your own: give its file, my.yaml)"
             )
+        path = found[0]
     elif not path.is_file():
         raise RecipeError(f"there is no file {path}; shipped recipes: {', '.join(shipped())}")
     source = parse_file(path)

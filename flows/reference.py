@@ -12,7 +12,7 @@ from pathlib import Path
 
 from strop.core import registry
 from strop.core.plugin import STAGES, Config
-from strop.core.recipe import RecipeFile, load, shipped
+from strop.core.recipe import METHODS, RecipeFile, load, shipped
 from strop.core.recipe_schema import json_schema
 from strop.core.trainer.config import Lora, Train, TrainReward
 from strop.core.trainer.trl_config import Trl
@@ -57,10 +57,17 @@ def recipe_page() -> str:
     out.append("The settings of `train`, of which these differ or are its own:\n")
     out += [_settings_table(TrainReward, TrainReward.__annotations__), "## Shipped recipes\n"]
     out.append("| name | rounds | stages | what it is |\n|---|---|---|---|")
-    for name, description in shipped().items():
+    named = shipped()
+    methods = [name for name in named if (METHODS / f"{name}.yaml").is_file()]
+    for name, description in named.items():
+        if name in methods:
+            continue
         recipe = load(name)
         stages = " → ".join(f"{s.kind}: {s.plugin.name}" for s in recipe.round if s.split != "heldout")
         out.append(f"| `{name}` | {recipe.rounds} | {stages} | {_cell(description)} |")
+    out.append("\nOne a method, all on the default task; [methods.md](methods.md) says what each learns.\n")
+    out.append("| name | what it is |\n|---|---|")
+    out += [f"| `{name}` | {_cell(named[name])} |" for name in methods]
     return "\n".join(out) + "\n"
 
 

@@ -10,6 +10,7 @@ Source: made for Strop's default recipe; the scratchpad form follows Nye et al. 
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Collection
 from functools import partial
@@ -17,9 +18,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from strop.core.plugin import Config, Task, stage
+from strop.core.plugin import LATER, Config, Task, stage
 from strop.core.seeds import derive
-from strop.plugins.tasks._scratchpad import draw, evaluate
+from strop.plugins.tasks._scratchpad import draw, evaluate, scratchpad
 from strop.storage.errors import did_you_mean
 from strop.storage.tables import Problem, Score
 
@@ -41,6 +42,8 @@ class ChainArithmetic(Config):
     """Training problems, spread evenly over the categories (fewer where a category has no more)."""
     heldout_per_category: PositiveInt = 50
     """Held-out problems of each category."""
+    solutions: Annotated[bool, LATER] = False
+    """Keep each training problem's scratchpad, every step right, in `aux` under `solution`, for `demonstrated`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -60,9 +63,9 @@ def chain_arithmetic(config: ChainArithmetic, *, seed: int) -> Task:
     names = categories(config)
     for index, name in enumerate(names):
         count = config.train // len(names) + (index < config.train % len(names))
-        train += _problems(name, count, derive(seed, "chain_arithmetic", name), taken)
-    known = frozenset(taken)
-    return Task(problems=lambda: [*train, *heldout], more=partial(_more, names, known), score=score_answer)
+        train += _problems(name, count, derive(seed, "chain_arithmetic", name), taken, solutions=config.solutions)
+    more = partial(_more, names, frozenset(taken), config.solutions)
+    return Task(problems=lambda: [*train, *heldout], more=more, score=score_answer)
 
 
 def categories(config: ChainArithmetic) -> list[str]:
@@ -88,7 +91,9 @@ def score_answer(problem: Problem, completion: str) -> Score:
     )
 
 
-def _problems(category: str, count: int, seed: int, taken: set[str], split: str = "train") -> list[Problem]:
+def _problems(
+    category: str, count: int, seed: int, taken: set[str], split: str = "train", *, solutions: bool = False
+) -> list[Problem]:
     """Up to `count` problems whose prompts are not in `taken`; their prompts are added to it."""
     rng = random.Random(seed)
     family, operators = category.split("-")
@@ -109,13 +114,20 @@ def _problems(category: str, count: int, seed: int, taken: set[str], split: str 
                 category=category,
                 level=float(operators),
                 split=split,
+                aux=json.dumps({"solution": scratchpad(chain)}) if solutions else None,
             )
         )
     return found
 
 
 def _more(
-    names: list[str], known: Collection[str], category: str | None, level: float | None, n: int, seed: int
+    names: list[str],
+    known: Collection[str],
+    solutions: bool,
+    category: str | None,
+    level: float | None,
+    n: int,
+    seed: int,
 ) -> list[Problem]:
     """Up to n problems this task does not hold yet; where no category is given, of any with that level.
 
@@ -130,5 +142,5 @@ def _more(
     found: list[Problem] = []
     for index, name in enumerate(chosen):
         count = n // len(chosen) + (index < n % len(chosen))
-        found += _problems(name, count, derive(seed, "more", name), taken)
+        found += _problems(name, count, derive(seed, "more", name), taken, solutions=solutions)
     return found

@@ -8,7 +8,7 @@ import tiny_run
 from lake_content import content
 from rerun_tools import Died, copied, finished, prepared, query, rerun, rows
 
-from strop.core.recipe import RECIPES, load
+from strop.core.recipe import load, shipped
 from strop.core.rerun import preview
 from strop.core.reverify import reverify
 from strop.core.stored import stored_recipe
@@ -389,7 +389,7 @@ def test_another_use_of_a_run_id_is_refused(ran, tiny):
         rerun(ran, "tiny@1", start="filter", run_id="plain")
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(shipped()))
 def test_a_stored_recipe_is_the_recipe(name):
     recipe = load(name, overrides=["generate.n=3"], seed=7)
     run = Run(

@@ -1,5 +1,7 @@
 """Chain arithmetic: what it asks, what it accepts, and that nothing held out leaks."""
 
+import dataclasses
+import json
 import random
 
 import pytest
@@ -156,6 +158,20 @@ def test_a_category_that_is_used_up_gives_fewer():
     prompts = {p.prompt for p in task.problems()}
     assert len(prompts) <= 64  # factors 2..9 by 2..9
     assert len(prompts) + len(task.more("mul-1", None, 100, 3)) <= 64
+
+
+def test_worked_solutions_are_right_at_every_step_and_change_nothing_else(task):
+    worked = chain_arithmetic(ChainArithmetic(train=240, solutions=True), seed=7)
+    plain, shown = task.problems(), worked.problems()
+    assert [dataclasses.replace(p, aux=None) for p in shown] == plain
+    trained = [p for p in [*shown, *worked.more("mul-3", None, 5, 1)] if p.split == "train"]
+    assert len(trained) == 245
+    for problem in trained:
+        solution = json.loads(problem.aux)["solution"]
+        assert task.score(problem, solution).verdict == "pass"
+        assert all(step.right for step in check_steps(problem.prompt, solution))
+        assert solution.count("=") == problem.level - 1
+    assert {p.aux for p in shown if p.split == "heldout"} == {None}
 
 
 def test_an_unknown_category_or_level_names_the_known_ones(task):
