@@ -76,12 +76,12 @@ def test_figures_are_of_the_policy_that_would_be_handed_over() -> None:
 
 
 def test_a_page_marks_few_seeds_and_names_what_falls_back_and_what_stopped() -> None:
-    runs = [run("grpo", seed, 0.3, 0.4 + seed / 10, 0.5) for seed in range(3)]
+    runs = [run("grpo", seed, 0.3, 0.4 + seed / 10, 0.45 + seed / 20) for seed in range(3)]
     runs += [run("dpo", 0, 0.3, 0.45, 0.2), run("kto", 0, 0.3, 0.4, stopped="round 2: no"), run("star", 0)]
     page = pages(runs)["methods.md"]
     rows = [line for line in page.splitlines() if line.startswith("| [")]
     assert [row.split("]")[0] for row in rows] == ["| [grpo", "| [kto", "| [dpo"]
-    assert "| 3 | 0.30 | 0.50 (0.50 - 0.50) | 1: 0.50 |" in rows[0]
+    assert "| 3 | 0.30 | 0.50 (0.45 - 0.55) | 1: 0.50 |" in rows[0]
     assert "| **only 1** | 0.30 | 0.40 (0.40 - 0.40) (round 1) |" in rows[1]
     assert "below their best round: `dpo`." in page
     assert "`kto` with seed 0 stopped: round 2: no" in page

@@ -34,8 +34,10 @@ SETTINGS = """
 ## How each is set
 
 Learning rates, and the epochs of `sft` and `dpo`, are the best of two to six tries of one round with seed 0, all on
-the same rollouts; the variants of `dpo` share theirs, but for the one with an anchor. Everything else is the papers'
-where the objective has a default; `kto` weighs good completions by three, as there are that many bad ones.
+the same rollouts; the variants of `dpo` share theirs but for the anchored one, and `hpt` has that of `grpo`. The rest
+is the papers' where the objective has a default; `kto` weighs good completions by three, as there are that many bad
+ones. `star` goes without its hints: a problem that every completion fails teaches nothing here. `hpt` alone is shown
+worked solutions.
 
 | method | build | objective | starts from | reference | lr | epochs | tokens a step |
 |---|---|---|---|---|---|---|---|
