@@ -62,7 +62,7 @@ IN_WORKER = {
     "policy loaded": ("strop.core.trainer.train", "load_policy"),
     "optimiser step": ("strop.core.trainer.loop", "_optimise"),
     "weights' update": ("torch.optim", "AdamW.step"),
-    "checkpoint": ("strop.core.trainer.loop", "save_checkpoint"),
+    "checkpoint": ("strop.core.trainer.state", "save_checkpoint"),
     "checkpoint bytes": ("torch", "save"),
     "policy written": ("strop.core.trainer.train", "save_policy"),
     "training result": ("strop.core.trainer.checkpoint", "write_result"),
