@@ -52,7 +52,10 @@ written after each run.
 python benchmarks/learn.py --lake /tmp/learn --seeds 3
 ```
 """
-WHY = ""
+WHY = """\
+Plain DPO asks only for a distance between the two sides of a pair, which it also gets by making both unlikely; on its own
+samples, round after round, that ends in text that nobody wrote. An anchor on the likelihood of the better side
+(`dpo_nll`) keeps it from there, a gate (`dpo_champion`) only stays at the best."""
 """What falls back, and why: to be read with the table."""
 
 
