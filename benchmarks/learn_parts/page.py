@@ -53,8 +53,8 @@ python benchmarks/learn.py --lake /tmp/learn --seeds 3
 ```
 """
 WHY = """\
-Plain DPO asks only for a distance between the two sides of a pair, which it also gets by making both unlikely; on its own
-samples, round after round, that ends in text that nobody wrote. An anchor on the likelihood of the better side
+Plain DPO asks only for a distance between the two sides of a pair, which it also gets by making both unlikely; on its
+own samples, round after round, that ends in text that nobody wrote. An anchor on the likelihood of the better side
 (`dpo_nll`) keeps it from there, a gate (`dpo_champion`) only stays at the best."""
 """What falls back, and why: to be read with the table."""
 
@@ -109,7 +109,7 @@ def _falls(runs: list[Run], curves: dict[str, list[Spread]]) -> str:
     names = fallen(curves)
     said = ", ".join(f"`{name}`" for name in names) or "none"
     stops = [f"\n`{r.method}` with seed {r.seed} stopped: {r.stopped}\n" for r in runs if r.stopped]
-    text = f"\n## What collapses\n\nMore than {FALL} below their best round: {said}. {WHY}"
+    text = f"\n## What collapses\n\nMore than {FALL} below their best round: {said}.\n{WHY}"
     return text.rstrip() + "\n" + "".join(stops)
 
 
