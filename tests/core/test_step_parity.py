@@ -10,7 +10,6 @@ import trainer_tiny
 import two_ranks
 from plain_training import assert_same, load, plain_logps, plain_steps, weights
 
-from strop.core.trainer.job import TrainJob, write_examples
 from strop.core.trainer.train import train
 
 ONE_STEP = {"epochs": 1, "batch_tokens": 10**6, "lr": 1e-3, "warmup": 0.0, "schedule": "constant"}
@@ -117,17 +116,8 @@ def make(base, reference, rows, tmp_path_factory):
     """make(objective, **train): a job in a folder of its own."""
 
     def job(objective, **values):
-        where = tmp_path_factory.mktemp("job")
-        return TrainJob(
-            init=base,
-            reference=reference,
-            examples=write_examples(where / "examples.parquet", rows[objective]),
-            output=where / "policy",
-            work=where / "work",
-            objective=objective,
-            train=ONE_STEP | values,
-            seed=0,
-        )
+        where, settings = tmp_path_factory.mktemp("job"), ONE_STEP | values
+        return trainer_tiny.job(where, base, rows[objective], objective, reference=reference, train=settings)
 
     return job
 
