@@ -48,7 +48,7 @@ def test_the_engine_is_compared_with_generate_in_one_json_object() -> None:
 
 @pytest.mark.slow
 def test_the_trainer_is_compared_with_trl_in_one_json_object() -> None:
-    found = told("train.py", "--sizes", "0.6M", "--mixes", "sums")
+    found = told("train.py")
     ratios = {f"{objective}_over_trl{plain}" for objective in ("sft", "dpo") for plain in ("", "_plain")}
     assert set(found) == ratios | {"memory_over_trl", "memory_mb", "trl_settings", "cpu"}
     assert found["sft_over_trl"]["0.6M"]["sums"] > 1
