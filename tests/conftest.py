@@ -18,9 +18,33 @@ from filelock import FileLock
 
 from strop.core.events import Event, RunSummary
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are taken
+
+
+LONG = (
+    "test_crash_matrix",
+    "test_benchmarks",
+    "test_readme",
+    "test_rerun",
+    "test_loop",
+    "test_migrations",
+    "test_session",
+    "test_ready_views",
+    "test_train_reward",
+    "test_imports",
+    "test_gc",
+    "test_links",
+    "test_flow",
+    "test_server",
+    "test_fsck",
+)
+"""Files by the time their tests take, slow ones included, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first: of two processes, neither has one left when the other has nothing more to do."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @dataclass(frozen=True)

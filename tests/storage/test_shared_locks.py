@@ -7,6 +7,7 @@ import logging
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def test_a_run_is_driven_from_one_machine_and_freed_by_a_kill(machines) -> None:
             assert driver(machines.b, "r")["pid"] == other.pid  # type: ignore[index]
         other.kill()
         other.wait()
+        until = time.monotonic() + 10
+        while driver(machines.b, "r") is not None and time.monotonic() < until:
+            time.sleep(0.02)  # the server is told by the closed connection, a moment later
         with run_lock(machines.b, "r"):
             pass
     assert driver(machines.b, "r") is None
