@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from strop.core.trainer.batches import Inputs, inputs
 from strop.core.trainer.encode import Encoded, IntArray
 from strop.core.trainer.ranks import ALONE, Ranks
+from strop.core.trainer.token_head import TokenHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,33 +39,38 @@ class Predicted:
     """[N] float32 log-probability of each."""
     entropy: Tensor | None
     """[N] float32, in nats, of the distribution each was chosen from; None unless asked for."""
+    values: Tensor | None
+    """[N] float32 of the head, read where each was chosen; None where there is none."""
 
 
 class TokenLogps(nn.Module):
     """A causal language model that answers with log-probabilities instead of logits.
 
     `model` may carry adapters; its own decoder and head are called, so that those take part. `entropy` adds that of
-    each target's distribution.
+    each target's distribution; `head` reads a number of its own from the same hidden states.
     """
 
-    def __init__(self, model: PreTrainedModel, *, entropy: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, *, entropy: bool = False, head: TokenHead | None = None) -> None:
         super().__init__()
         self.model: Any = model
         self.entropy = entropy
+        self.head = head
         self.split = self._head_is_plain()
 
     def forward(self, batch: Inputs) -> Predicted:
         """Of the batch's N targets."""
-        found = self._picked(batch)
-        return Predicted(found[0], found[1] if self.entropy else None)
+        if self.split:
+            hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
+            found = self._picked(hidden, batch.target)
+        else:
+            both = self.model(**_reads(batch.ids, batch.positions), output_hidden_states=self.head is not None)
+            found = self._pick(both.logits.flatten(0, 1)[batch.at], batch.target)
+            hidden = both.hidden_states[-1].flatten(0, 1)[batch.at] if self.head is not None else None
+        values = None if self.head is None else self.head(hidden)
+        return Predicted(found[0], found[1] if self.entropy else None, values)
 
-    def _picked(self, batch: Inputs) -> Tensor:
+    def _picked(self, hidden: Tensor, target: Tensor) -> Tensor:
         """[1 or 2, N]"""
-        target = batch.target
-        if not self.split:
-            logits = self.model(**_reads(batch.ids, batch.positions)).logits.flatten(0, 1)[batch.at]
-            return self._pick(logits, target)
-        hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
         chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
         if len(target) <= chunk:
             return self._head(hidden, target)
@@ -147,6 +153,8 @@ class Seen:
     """[B, T]"""
     entropy: Tensor | None
     """[B, T] likewise; None unless asked for."""
+    values: Tensor | None
+    """[B, T] likewise, of the head; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +174,8 @@ class Reader:
         batch = inputs(sequences, self.device, packed=self.packed)
         with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bfloat16):
             found: Predicted = self.policy(batch)
-        entropy = None if found.entropy is None else _spread(found.entropy, batch)
-        return Seen(_spread(found.logps, batch), batch.mask, entropy)
+        entropy, values = (None if some is None else _spread(some, batch) for some in (found.entropy, found.values))
+        return Seen(_spread(found.logps, batch), batch.mask, entropy, values)
 
 
 def _spread(flat: Tensor, batch: Inputs) -> Tensor:
