@@ -59,39 +59,44 @@ class TokenLogps(nn.Module):
 
     def forward(self, batch: Inputs) -> Predicted:
         """Of the batch's N targets."""
+        hidden: Tensor | None = None
         if self.split:
-            hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
+            hidden = self._hidden_at(batch)
             found = self._picked(hidden, batch.target)
         else:
-            both = self.model(**_reads(batch.ids, batch.positions), output_hidden_states=self.head is not None)
-            found = self._pick(both.logits.flatten(0, 1)[batch.at], batch.target)
-            hidden = both.hidden_states[-1].flatten(0, 1)[batch.at] if self.head is not None else None
+            own = self._own(batch, hidden=self.head is not None)
+            found = self._pick(own.logits.flatten(0, 1)[batch.at], batch.target)
+            if own.hidden_states is not None:
+                hidden = own.hidden_states[-1].flatten(0, 1)[batch.at]
         values = None if self.head is None else self.head(hidden)
         return Predicted(found[0], found[1] if self.entropy else None, values)
 
     def _picked(self, hidden: Tensor, target: Tensor) -> Tensor:
         """[1 or 2, N]"""
-        chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
-        if len(target) <= chunk:
-            return self._head(hidden, target)
-        parts = []
-        for start in range(0, len(target), chunk):
-            piece = (hidden[start : start + chunk], target[start : start + chunk])
-            if torch.is_grad_enabled():
-                parts.append(checkpoint(self._head, *piece, use_reentrant=False))
-            else:
-                parts.append(self._head(*piece))
-        return torch.cat(parts, 1)
+        pieces = list(zip(self._pieces(hidden), self._pieces(target), strict=True))
+        if len(pieces) == 1:
+            return self._head(*pieces[0])
+        if not torch.is_grad_enabled():
+            return torch.cat([self._head(*piece) for piece in pieces], 1)
+        return torch.cat([checkpoint(self._head, *piece, use_reentrant=False) for piece in pieces], 1)
 
     def best(self, batch: Inputs) -> Tensor:
         """[N] the likeliest token at the place of each target."""
         if not self.split:
-            found: Tensor = self.model(**_reads(batch.ids, batch.positions)).logits.flatten(0, 1)[batch.at].argmax(-1)
-            return found
-        hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
-        chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
-        pieces = (hidden[start : start + chunk] for start in range(0, len(hidden), chunk))
-        return torch.cat([self._logits(piece).argmax(-1) for piece in pieces])
+            logits: Tensor = self._own(batch).logits
+            return logits.flatten(0, 1)[batch.at].argmax(-1)
+        return torch.cat([self._logits(hidden).argmax(-1) for hidden in self._pieces(self._hidden_at(batch))])
+
+    def _own(self, batch: Inputs, *, hidden: bool = False) -> Any:
+        return self.model(**_reads(batch.ids, batch.positions), output_hidden_states=hidden)
+
+    def _hidden_at(self, batch: Inputs) -> Tensor:
+        """[N, H] the last hidden states that the targets are chosen from."""
+        return self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
+
+    def _pieces(self, values: Tensor) -> Sequence[Tensor]:
+        """Of [N, ...], as many targets at a time as may have their logits in memory."""
+        return torch.split(values, max(1, CHUNK_ELEMENTS // self._vocabulary()))
 
     def _hidden(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         hidden: Tensor = self.model.get_decoder()(**_reads(ids, positions)).last_hidden_state
@@ -161,8 +166,7 @@ class Seen:
 class Reader:
     """A policy on its device, and how it reads sequences."""
 
-    policy: nn.Module
-    """A `TokenLogps`."""
+    policy: TokenLogps
     device: str
     bfloat16: bool = False
     packed: bool = False
@@ -172,15 +176,24 @@ class Reader:
     def __call__(self, sequences: Sequence[Encoded]) -> Seen:
         """One forward pass over all of them."""
         batch = inputs(sequences, self.device, packed=self.packed)
-        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bfloat16):
+        with self._precision():
             found: Predicted = self.policy(batch)
         entropy, values = (None if some is None else _spread(some, batch) for some in (found.entropy, found.values))
         return Seen(_spread(found.logps, batch), batch.mask, entropy, values)
 
+    def likeliest(self, sequences: Sequence[Encoded]) -> Tensor:
+        """[B, T] the likeliest token at each target, zero where the mask is zero."""
+        batch = inputs(sequences, self.device, packed=self.packed)
+        with self._precision():
+            return _spread(self.policy.best(batch), batch)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bfloat16)
+
 
 def _spread(flat: Tensor, batch: Inputs) -> Tensor:
     """[B, T] from [N]."""
-    return torch.zeros_like(batch.mask).index_put((batch.row, batch.slot), flat)
+    return flat.new_zeros(batch.mask.shape).index_put((batch.row, batch.slot), flat)
 
 
 def reads_packed_apart(read: Reader, ids: IntArray) -> bool:

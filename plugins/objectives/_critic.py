@@ -31,7 +31,8 @@ class Critic(Config):
     value: PositiveFloat = 5.0
     """Coefficient of the critic's loss."""
     value_clip: PositiveFloat | None = 0.2
-    """A value's gradient ends this far from where training found it, on the way to its return; null = nowhere."""
+    """A value's gradient ends this far from where training found it, on the way to its return; null = nowhere, so that
+    a critic in few long rounds goes all the way to returns it did not foresee."""
 
 
 def actor_and_critic(
