@@ -16,6 +16,7 @@ import numpy as np
 
 from strop.core.seeds import derive
 from strop.core.trainer.encode import Encoded, Item
+from strop.core.units import units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,30 +64,22 @@ def plan(
     items: Sequence[Item], *, epochs: int, batch_tokens: int, micro_batch_tokens: int, seed: int, packed: bool = False
 ) -> list[Step]:
     """The optimiser steps of all epochs. Depends on nothing but the arguments."""
-    units = _units(items)
-    targets = np.array([sum(items[i].targets for i in unit) for unit in units])
-    lengths = np.array([max(items[i].length for i in unit) for unit in units])
+    together = units(item.group_id if item.group_id >= 0 else None for item in items)
+    targets = np.array([sum(items[i].targets for i in unit) for unit in together])
+    lengths = np.array([max(items[i].length for i in unit) for unit in together])
     per_epoch = max(1, round(targets.sum() / batch_tokens))
     steps: list[Step] = []
     for epoch in range(epochs):
         rng = np.random.default_rng(derive(seed, "order", epoch))
         cuts: list[list[int]] = []
-        order = rng.permutation(len(units))
+        order = rng.permutation(len(together))
         chunks = max(1, round(per_epoch / STEPS_PER_CHUNK))
         for number, chunk in enumerate(_even(order, targets, chunks)):
             by_length = chunk[np.argsort(lengths[chunk], kind="stable")]
             n = per_epoch * (number + 1) // chunks - per_epoch * number // chunks
-            cuts += [[i for unit in piece for i in units[unit]] for piece in _even(by_length, targets, n)]
+            cuts += [[i for unit in piece for i in together[unit]] for piece in _even(by_length, targets, n)]
         steps += [one_step(items, cuts[i], micro_batch_tokens, packed) for i in rng.permutation(len(cuts))]
     return steps
-
-
-def _units(items: Sequence[Item]) -> list[list[int]]:
-    """Items that must share a step: the members of a group, else one alone."""
-    groups: dict[object, list[int]] = {}
-    for index, item in enumerate(items):
-        groups.setdefault(("group", item.group_id) if item.group_id >= 0 else index, []).append(index)
-    return list(groups.values())
 
 
 def _even(order: np.ndarray, size: np.ndarray, n: int) -> list[np.ndarray]:
