@@ -16,20 +16,34 @@ Left out: the reward of .1 for a wrong number (a verifier's matter).
 
 from __future__ import annotations
 
-from pydantic import NonNegativeFloat
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from strop.core.algebra.advantages import plain
+from strop.core.algebra.aggregates import sequence_mean
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.divergences import k1
+from strop.core.algebra.spread import at_last, gae, whitened
+from strop.core.algebra.values import clipped_squares, explained
 from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
-from strop.plugins.objectives._critic import Critic, actor_and_critic
 
 
-class Ppo(Critic):
+class Ppo(Clip):
     """Configuration of `ppo`."""
 
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount a token."""
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """How far advantages trust what came rather than what the critic says: 1 = the return less the value."""
     beta: NonNegativeFloat = 0.05
     """What a token's log-ratio to the reference costs; nothing where the reference is where training starts."""
+    value: PositiveFloat = 5.0
+    """Coefficient of the critic's loss."""
+    value_clip: PositiveFloat | None = 0.2
+    """A value's gradient ends this far from where training found it, on the way to its return; null = nowhere, so that
+    a critic in few long rounds goes all the way to returns it did not foresee."""
 
 
 @stage(
@@ -40,8 +54,19 @@ class Ppo(Critic):
     requires_if={"reference": "beta", "old": "beta"},
 )
 def ppo(config: Ppo, *, batch: SequenceBatch) -> Loss:
-    """Metrics: `value_loss`, `explained_variance`. A completion that could not be scored has no part."""
-    costs = None
+    """Both losses averaged within completions and then over them; one that could not be scored has no part.
+
+    Metrics: `value_loss` before its coefficient, `explained_variance` of the returns by the values in training.
+    """
+    step = batch.step
+    mask = step.mask * ~step.rewards.isnan()[:, None]
+    rewards = at_last(plain(step.rewards), mask)
     if config.beta:
-        costs = config.beta * k1(batch.whole("old_logps"), batch.whole("reference_logps"))
-    return actor_and_critic(config, batch, plain(batch.step.rewards), ~batch.step.rewards.isnan(), costs)
+        rewards = rewards - config.beta * k1(batch.whole("old_logps"), batch.whole("reference_logps")) * mask
+    advantages, returns = gae(rewards, batch.whole("old_values"), mask, config.gamma, config.lam)
+    actor = sequence_mean(surrogate(config, batch.of(whitened(advantages, mask)), batch), batch)
+    part, target = batch.of(mask), batch.of(returns)
+    critic = sequence_mean(clipped_squares(batch.values, batch.old_values, target, config.value_clip) * part, batch)
+    share = explained((target - batch.values).detach(), part, returns, mask)
+    metrics = {"value_loss": float(critic.detach()), "explained_variance": float(share)}
+    return Loss(actor + config.value * critic, metrics)
