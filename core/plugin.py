@@ -384,7 +384,7 @@ class Mark:
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'). Objectives: what is to be computed for them,
     'reference' and 'old' (log-probabilities under these policies), 'entropy' (the policy's own, with its gradient),
     'step_entropy' (of the whole step's targets, before it), 'mismatched' (log-ratios of completions behind other
-    prompts)."""
+    prompts), 'values' (of a value head beside the policy, trained with it)."""
     weights: bool = True
     """Bases: whether the policy it gives has weights. Engines: whether they need them."""
     alone: bool = False
@@ -459,6 +459,8 @@ def stage(
             raise PluginError(f"{where}: the head of an objective is 'score' or none, got {head!r}")
         if head is not None and (requires or requires_if or corrupts):
             raise PluginError(f"{where}: with a score head there are no log-probabilities to require, nor to corrupt")
+        if examples == "pair" and "values" in (*requires, *(requires_if or {})):
+            raise PluginError(f"{where}: values are of single completions: the mark says examples='group', or 'sft'")
         for setting in (requires_if or {}).values():
             if setting not in config.model_fields:
                 raise PluginError(f"{where}: requires_if names no setting{did_you_mean(setting, config.model_fields)}")

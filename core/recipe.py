@@ -309,11 +309,12 @@ def _unfit(kind: str, plugin: Plugin) -> str | None:
     """Why an objective gives nothing of use to a stage of that kind; None where it does."""
     if kind == "train" and plugin.mark.head is not None:
         return f"{plugin.name!r} gives a reward model, which is no policy: write `train_reward`"
-    implicit = "reference" in plugin.mark.requires and "beta" in plugin.mark.config.model_fields
+    ratio = "reference" in plugin.mark.requires and "beta" in plugin.mark.config.model_fields
+    implicit = ratio or plugin.mark.examples == "sft"
     if kind == "train_reward" and plugin.mark.head is None and not implicit:
         return (
-            f"{plugin.name!r} gives no reward: name an objective with a score head (bradley_terry), or one with a "
-            "reference and a beta (implicit_reward, dpo)"
+            f"{plugin.name!r} gives no reward: name an objective with a score head (bradley_terry), one with a "
+            "reference and a beta (implicit_reward, dpo), or one that learns from SFT rows (sft)"
         )
     return None
 

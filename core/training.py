@@ -39,7 +39,7 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     assert isinstance(config, Train | Trl)
     init = _start(session, step, config)
     reference = None
-    if "reference" in step.plugin.mark.required(step.objective):
+    if _refers(step):
         reference = init if config.reference == "init" else policy_called(session, config.reference)
     run = session.stage_run(round, step, upstream=session.upstream(round, step, init))
     session.emit(Event("stage_start", session.run_id, round, step.label))
@@ -94,6 +94,12 @@ def _start(session: Session, step: Step, config: Train | Trl) -> Policy:
         mine = [model for model in session.reward_models() if model.name.rpartition("/")[2] == step.name]
         return mine[-1] if mine else policy_called(session, "base")
     return policy_called(session, config.init_from)
+
+
+def _refers(step: Step) -> bool:
+    """Whether the objective reads a reference, or what comes out is a reward by its log-ratio to one."""
+    implicit = step.kind == "train_reward" and step.plugin.mark.head is None
+    return implicit or "reference" in step.plugin.mark.required(step.objective)
 
 
 def _kind(session: Session, step: Step) -> str | None:

@@ -133,7 +133,7 @@ class TrainReward(Train):
 
     objective: str | dict[str, Any] = "bradley_terry"
     """The objective plugin: one with a score head, or one with a reference and a `beta`, whose policy is an implicit
-    reward model: beta times the log-ratio to the reference."""
+    reward model: beta times the log-ratio to the reference. One of SFT rows gives the log-ratio itself."""
     init_from: Literal["champion", "previous", "base"] = "base"
     """The policy training starts from: the champion, the base policy, or this stage's own last reward model (the base
     where there is none yet)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob
@@ -20,6 +21,8 @@ class Known:
     old: Reference | None = None
     """The policy as training found it."""
     reference: Reference | None = None
+    old_values: Reference | None = None
+    """Not log-probabilities but what the value head as training found it says of each target."""
     mismatched: Mismatched | None = None
 
 
@@ -32,18 +35,19 @@ def known(
     max_length: int,
     micro_batch_tokens: int,
 ) -> Known:
-    """`frozen` loads 'old' or 'reference', and is called only where something is missing."""
+    """`frozen` loads 'old', 'reference' or 'values' (old with its head), and only where something is missing."""
 
-    def logps(name: str, policy: str, wanted: Sequence[Item]) -> Reference:
-        return frozen_logps(job, name, wanted, lambda: frozen(policy), micro_batch_tokens=micro_batch_tokens)
+    def read(name: str, policy: str, wanted: Sequence[Item], what: Literal["logps", "values"] = "logps") -> Reference:
+        return frozen_logps(job, name, wanted, lambda: frozen(policy), what=what, micro_batch_tokens=micro_batch_tokens)
 
     others = None
     if "mismatched" in requires:
         found = mismatched_items(items, max_length)
         present = [item for item in found if item is not None]
-        others = mismatched(found, logps("mismatched", "reference", present), micro_batch_tokens)
+        others = mismatched(found, read("mismatched", "reference", present), micro_batch_tokens)
     return Known(
-        logps("old", "old", items) if "old" in requires else None,
-        logps("reference", "reference", items) if "reference" in requires else None,
+        read("old", "old", items) if "old" in requires else None,
+        read("reference", "reference", items) if "reference" in requires else None,
+        read("values", "values", items, what="values") if "values" in requires else None,
         others,
     )

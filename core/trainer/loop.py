@@ -196,6 +196,7 @@ def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
         [work.items[i] for i in members],
         old=None if work.known.old is None else [work.known.old.logps[i][0] for i in members],
         reference=None if work.known.reference is None else [work.known.reference.logps[i][0] for i in members],
+        old_values=None if work.known.old_values is None else [work.known.old_values.logps[i][0] for i in members],
         mismatched=moved,
         entropy=None if work.entropy is None else step_entropy(work.items, step, work.entropy),
         device=work.read.device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,13 +19,15 @@ from strop.core.trainer.score import ScoreReader, scored_loss
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The reference policy's log-probabilities of every item, computed once."""
+    """The reference policy's log-probabilities of every item, or another number of each target; computed once."""
 
     logps: list[tuple[np.ndarray[Any, Any], ...]]
     """Per item and side: [T] zero where the loss covers nothing."""
 
 
-def reference_logps(items: Sequence[Item], read: Reader, *, micro_batch_tokens: int) -> Reference:
+def reference_logps(
+    items: Sequence[Item], read: Reader, *, micro_batch_tokens: int, what: Literal["logps", "values"] = "logps"
+) -> Reference:
     """One pass over the items, longest last, in the order of their lengths."""
     found: list[list[Any]] = [[None] * len(item.sequences) for item in items]
     flat = [(i, side) for i, item in enumerate(items) for side in range(len(item.sequences))]
@@ -36,7 +38,8 @@ def reference_logps(items: Sequence[Item], read: Reader, *, micro_batch_tokens: 
     for number, _ in read.ranks.mine(len(parts)):
         run = parts[number]
         with torch.no_grad():
-            logps = read(sequences[run.start : run.stop]).logps.cpu().numpy()
+            seen = read(sequences[run.start : run.stop])
+        logps = getattr(seen, what).cpu().numpy()
         own.update({at: row[: len(sequences[at].mask)].copy() for row, at in zip(logps, run, strict=True)})
     for (i, side), values in zip(flat, read.ranks.collected(own), strict=True):
         found[i][side] = values
@@ -48,11 +51,13 @@ def step_rows(
     *,
     old: Sequence[Any] | None,
     reference: Sequence[Any] | None,
+    old_values: Sequence[Any] | None,
     mismatched: Sequence[float] | None,
     entropy: Sequence[Any] | None,
     device: str,
 ) -> StepRows:
-    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T], like `entropy`."""
+    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T], like `entropy` and
+    `old_values`."""
     mask = _padded([item.sequences[0].mask for item in chosen], 0.0, device)
     width = mask.shape[1]
 
@@ -70,6 +75,7 @@ def step_rows(
         behaviour_logps=known([item.behaviour_logps for item in chosen]),
         old_logps=known(old),
         reference_logps=known(reference),
+        old_values=known(old_values),
         mismatched=None if mismatched is None else each(mismatched),
         entropy=known(entropy),
         targets=_targets(chosen, width, device),
@@ -116,6 +122,7 @@ def micro_loss(
             step=rows,
             rows=at,
             entropy=seen.entropy,
+            head_values=seen.values,
             progress=progress,
             history=history,
         )

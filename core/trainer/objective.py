@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+ASKED = {
+    "behaviour_logps": 'needs=("logps",)',
+    "old_logps": 'requires=("old",)',
+    "reference_logps": 'requires=("reference",)',
+    "old_values": 'requires=("values",)',
+}
+"""What an objective's mark says to have them."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
@@ -38,6 +46,8 @@ class StepRows:
     """[S, T] under the policy as training found it, when the mark requires 'old'."""
     reference_logps: Tensor | None = None
     """[S, T] under the reference policy, when the mark requires 'reference'."""
+    old_values: Tensor | None = None
+    """[S, T] what the value head, as training found it, expects before each target; when the mark requires 'values'."""
     entropy: Tensor | None = None
     """[S, T] of the policy's distribution at each target as it is before this step, without gradient; when the mark
     requires 'step_entropy'."""
@@ -66,6 +76,8 @@ class SequenceBatch:
     """[B] int64: which of the step's sequences these are."""
     entropy: Tensor | None = None
     """[B, T] of the policy's distribution at each target, with its gradient, when the mark requires 'entropy'."""
+    head_values: Tensor | None = None
+    """See `values`; None unless the mark requires them."""
     progress: float = 0.0
     """Share of this training's optimiser steps that are done: 0 in the first, just below 1 in the last."""
     history: Sequence[Mapping[str, float]] = ()
@@ -85,23 +97,39 @@ class SequenceBatch:
     @property
     def behaviour_logps(self) -> Tensor:
         """[B, T] under the distribution they were sampled from. Raises ValueError where there are none."""
-        return self._part("behaviour_logps", 'needs=("logps",)')
+        return self.of(self.whole("behaviour_logps"))
 
     @property
     def old_logps(self) -> Tensor:
         """[B, T] under the policy as training found it. Raises ValueError where there are none."""
-        return self._part("old_logps", 'requires=("old",)')
+        return self.of(self.whole("old_logps"))
 
     @property
     def reference_logps(self) -> Tensor:
         """[B, T] under the reference policy. Raises ValueError where there are none."""
-        return self._part("reference_logps", 'requires=("reference",)')
+        return self.of(self.whole("reference_logps"))
 
-    def _part(self, name: str, mark: str) -> Tensor:
-        values = getattr(self.step, name)
-        if values is None:
-            raise ValueError(f"the batch has no {name}: the objective's mark asks for them with {mark}")
-        return self.of(values)
+    @property
+    def values(self) -> Tensor:
+        """[B, T] what the value head expects before each target, with its gradient. Raises ValueError likewise."""
+        if self.head_values is None:
+            raise ValueError('the batch has no values: the objective\'s mark asks for them with requires=("values",)')
+        return self.head_values
+
+    @property
+    def old_values(self) -> Tensor:
+        """[B, T] the same from the head as training found it. Raises ValueError where there are none."""
+        return self.of(self.whole("old_values"))
+
+    def whole(self, name: str) -> Tensor:
+        """[S, T] the step's behaviour_logps, old_logps, reference_logps or old_values.
+
+        Raises ValueError where there are none.
+        """
+        found: Tensor | None = getattr(self.step, name)
+        if found is None:
+            raise ValueError(f"the batch has no {name}: the objective's mark asks for them with {ASKED[name]}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
 
 def frozen_logps(
-    job: TrainJob, policy: str, items: Sequence[Item], load: Callable[[], Reader], *, micro_batch_tokens: int
+    job: TrainJob,
+    policy: str,
+    items: Sequence[Item],
+    load: Callable[[], Reader],
+    *,
+    micro_batch_tokens: int,
+    what: Literal["logps", "values"] = "logps",
 ) -> Reference:
-    """All of them; the `policy`, 'reference' or 'old', is loaded, by `load`, only where some are missing.
+    """All of them; the `policy`, 'reference', 'old' or another, is loaded, by `load`, only where some are missing.
 
-    What comes along with the examples is the reference's.
+    What comes along with the examples is the reference's. `what` is read: log-probabilities, or values of a head.
     """
     kept = _read(job, policy)
     came = policy == "reference"
@@ -42,7 +48,7 @@ def frozen_logps(
     lacking = [i for i, item in enumerate(items) if any(found[i, s] is None for s in range(len(item.sequences)))]
     if lacking:
         read = load()
-        computed = reference_logps([items[i] for i in lacking], read, micro_batch_tokens=micro_batch_tokens)
+        computed = reference_logps([items[i] for i in lacking], read, micro_batch_tokens=micro_batch_tokens, what=what)
         found.update(
             {(i, s): logps for i, sides in zip(lacking, computed.logps, strict=True) for s, logps in enumerate(sides)}
         )

@@ -39,9 +39,13 @@ from strop.core.trainer.policy import (
 )
 from strop.core.trainer.ranks import ALONE, Ranks, shard, whole
 from strop.core.trainer.score import ScoreReader, SequenceScores
+from strop.core.trainer.token_head import TokenHead, load_head
 from strop.core.trainer.tracking import tracked
 from strop.core.trainer.validation import Watch, held_back
 from strop.storage.errors import PluginError, StageError, did_you_mean
+
+VALUE = "value"
+"""What the head of a critic is called in the policy's directory."""
 
 
 def train(job: TrainJob, progress: Progress = lambda _: None, ranks: Ranks = ALONE) -> TrainResult:
@@ -81,12 +85,14 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     both = [*items, *watched]
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
     read: Reader | ScoreReader
+    critic: TokenHead | None = None
     if head == "score":
         read = ScoreReader(SequenceScores(loaded.model), device, use_bfloat16(config, device), ranks=ranks)
         if ranks.sharded:
             shard(loaded.model, device)
     else:
-        read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires)
+        critic = load_head(job.init, VALUE, loaded.model) if "values" in requires else None
+        read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires, head=critic)
     steps = plan(
         items,
         epochs=config.epochs,
@@ -105,6 +111,8 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     )
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
+    if critic is not None:
+        trained |= {f"{VALUE}_head.{name}": p for name, p in critic.named_parameters()}
     entropy = None
     if isinstance(read, Reader) and "step_entropy" in requires:
         entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True))
@@ -131,11 +139,13 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         started=started,
         held_back=[item.example_id for item in watched],
     )
-    parameters = {name: whole(p.detach()) for name, p in trained.items()} if ranks.sharded else {}
+    sharded = loaded.model.named_parameters() if ranks.sharded else ()
+    parameters = {name: whole(p.detach()) for name, p in sharded if name in trained}
     if ranks.first:
         if ranks.sharded:
             loaded = _unsharded(job, config, parameters, head)
-        save_policy(_to_save(loaded, config), loaded.tokenizer, job, dtype=loaded.dtype, result=result)
+        heads = {} if critic is None else {VALUE: critic}
+        save_policy(_to_save(loaded, config), loaded.tokenizer, job, dtype=loaded.dtype, result=result, heads=heads)
     ranks.gather(None)  # nobody ends before the policy is there
     return result
 
@@ -201,10 +211,21 @@ def _limit(config: Train, model: Any) -> tuple[int, str]:
     return context, "the policy's context"
 
 
-def _reader(model: Any, config: Train, device: str, items: Sequence[Item], ranks: Ranks, *, entropy: bool) -> Reader:
+def _reader(
+    model: Any,
+    config: Train,
+    device: str,
+    items: Sequence[Item],
+    ranks: Ranks,
+    *,
+    entropy: bool,
+    head: TokenHead | None,
+) -> Reader:
     """Raises StageError where sequences are to be packed and the model mixes them."""
     model.eval()
-    read = Reader(TokenLogps(model, entropy=entropy), device, use_bfloat16(config, device), packs(config, model), ranks)
+    read = Reader(
+        TokenLogps(model, entropy=entropy, head=head), device, use_bfloat16(config, device), packs(config, model), ranks
+    )
     if read.packed and not reads_packed_apart(read, items[0].sequences[0].ids[:16]):
         raise StageError(
             "train.packing: this model does not keep packed sequences apart (its attention ignores where one begins): "
@@ -216,8 +237,11 @@ def _reader(model: Any, config: Train, device: str, items: Sequence[Item], ranks
 
 
 def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, read: Reader | ScoreReader) -> Reader:
-    """'old' or 'reference', before the first step: adapters are still the identity then."""
+    """'old', 'reference' or 'values', before the first step: adapters are still the identity then."""
     assert isinstance(read, Reader), "an objective with a score head requires nothing"
+    if policy == "values":
+        read.policy.eval()
+        return read
     directory = job.init if policy == "old" or job.reference is None else job.reference
     same = directory.resolve() == job.init.resolve()
     model = loaded.model if same else load_model(directory, attention=config.attention)[0].to(read.device)

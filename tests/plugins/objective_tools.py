@@ -36,6 +36,8 @@ def sequences(
     strata=None,
     step_entropy=None,
     targets=None,
+    values=None,
+    old_values=None,
     progress=0.0,
     history=(),
 ) -> SequenceBatch:
@@ -50,6 +52,7 @@ def sequences(
         behaviour_logps=None if behaviour is None else tensor(behaviour),
         old_logps=None if old is None else tensor(old),
         reference_logps=None if reference is None else tensor(reference),
+        old_values=None if old_values is None else tensor(old_values),
         strata=None if strata is None else torch.as_tensor(strata),
         entropy=None if step_entropy is None else tensor(step_entropy),
         targets=None if targets is None else torch.as_tensor(targets),
@@ -63,6 +66,7 @@ def sequences(
         step=step,
         rows=torch.arange(n),
         entropy=None if entropy is None else tensor(entropy).clone().requires_grad_(),
+        head_values=None if values is None else tensor(values).clone().requires_grad_(),
         progress=progress,
         history=history,
     )
@@ -88,7 +92,7 @@ def random_step(seed: int = 0, groups: int = 3, size: int = 4, width: int = 6) -
     return sequences(
         logps(), mask, rewards=rewards, groups=torch.arange(groups).repeat_interleave(size), behaviour=logps(),
         old=logps(), reference=logps(), entropy=-logps(), strata=torch.randint(0, 2, (n,), generator=rng),
-        step_entropy=-logps(),
+        step_entropy=-logps(), values=-logps(), old_values=-logps(),
     )  # fmt: skip
 
 
@@ -106,6 +110,7 @@ def micro_batches(batch: SequenceBatch, *sizes: int) -> list[SequenceBatch]:
                 weights=batch.weights[rows],
                 rows=rows,
                 entropy=None if batch.entropy is None else batch.entropy[rows, :width],
+                head_values=None if batch.head_values is None else batch.head_values[rows, :width],
             )
         )
     return parts
