@@ -1,13 +1,23 @@
-"""From one value a sequence to one a token: returns, generalised advantage estimation, whitening."""
+"""Values of tokens: from one a sequence to one a token, returns, generalised advantages, baselines, whitening."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from strop.core.algebra.groups import group_size, group_sum
 from strop.core.algebra.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from strop.core.trainer.objective import StepRows
+
+
+def token_scores(step: StepRows) -> Tensor:
+    """[S, T] what a reward model makes of each token. Raises ValueError where there is none."""
+    if step.token_scores is None:
+        raise ValueError('the step has no token scores: the objective\'s mark asks for them with "token_scores"')
+    return step.token_scores
 
 
 def at_last(values: Tensor, mask: Tensor) -> Tensor:
@@ -24,6 +34,26 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
         running = torch.where(on, rewards[:, t] + gamma * running, running)
         out[:, t] = torch.where(on, running, 0.0)
     return out
+
+
+def left_one_out_tokens(rewards: Tensor, mask: Tensor, group_ids: Tensor) -> Tensor:
+    """[S, T] token rewards [S, T] times n / (n - 1), less the sum of the group's n mean rewards over n - 1.
+
+    So each completion's mean is taken less the mean of the others'. A sequence whose mask covers nothing is not one of
+    the n; a group of one gives 0.
+
+    Source: Cui et al. 2025, 2502.01456 (PRIME), eq. 5, and its code.
+    """
+    covered = mask.sum(1)
+    means = torch.where(covered > 0, (rewards * mask).sum(1) / covered, float("nan"))
+    n = group_size(means, group_ids)
+    others = torch.where(n > 1, 1 / (n - 1).clamp(min=1), 0.0)
+    return (rewards * (n * others)[:, None] - (group_sum(means, group_ids) * others)[:, None]) * mask
+
+
+def running_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """[S, T] mean of the values [S, T] of the covered tokens up to each; 0 before the first."""
+    return (values * mask).cumsum(1) / mask.cumsum(1).clamp(min=1)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,9 @@ class Train(Config):
     """The policy training starts from: the champion, the last round's candidate, or the base policy."""
     reference: Literal["init", "base", "previous", "champion"] = "init"
     """The frozen reference policy, read only when the objective requires one; 'init' = where training starts."""
+    reward_model: Annotated[str | None, LATER] = None
+    """Name of the `train_reward` stage whose newest model scores the tokens, read only where the objective requires it;
+    null = the one that fits."""
     data_window: PositiveInt | Literal["all"] = 1
     """Rounds whose examples are trained on, counted back from this one."""
     replay: Annotated[Replay | None, LATER] = None

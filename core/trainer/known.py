@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from strop.core.trainer.encode import Item
-from strop.core.trainer.job import TrainJob
-from strop.core.trainer.logps import Reader
-from strop.core.trainer.loss import Reference
+from strop.core.trainer.job import TokenScorer, TrainJob
+from strop.core.trainer.logps import Reader, Values
+from strop.core.trainer.loss import Numbers, Reference
 from strop.core.trainer.mismatched import Mismatched, mismatched, mismatched_items
 from strop.core.trainer.reference import frozen_logps
+from strop.core.trainer.token_score import token_reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Known:
     old_values: Reference | None = None
     """Not log-probabilities but what the value head as training found it says of each target."""
     mismatched: Mismatched | None = None
+    token_scores: Reference | None = None
+    """What a reward model makes of each token, in place of log-probabilities."""
 
 
 def known(
@@ -35,19 +37,30 @@ def known(
     max_length: int,
     micro_batch_tokens: int,
 ) -> Known:
-    """`frozen` loads 'old', 'reference' or 'values' (old with its head), and only where something is missing."""
+    """`frozen` loads 'old', 'reference', 'values' (old with its head), 'scorer' or 'scorer_reference', and only where
+    something is missing."""
 
-    def read(name: str, policy: str, wanted: Sequence[Item], what: Literal["logps", "values"] = "logps") -> Reference:
-        return frozen_logps(job, name, wanted, lambda: frozen(policy), what=what, micro_batch_tokens=micro_batch_tokens)
+    def read(name: str, load: Callable[[], Numbers], wanted: Sequence[Item] = items) -> Reference:
+        return frozen_logps(job, name, wanted, load, micro_batch_tokens=micro_batch_tokens)
+
+    def logps(policy: str) -> Reference:
+        return read(policy, lambda: frozen(policy))
+
+    def token_scores(scorer: TokenScorer) -> Reference:
+        if scorer.reference is None:
+            return read("token_scores", lambda: token_reader(frozen("scorer"), scorer.model))
+        same = reference is not None and job.reference is not None and job.reference.samefile(scorer.reference)
+        theirs = reference if same and reference is not None else logps("scorer_reference")
+        pairs = zip(logps("scorer").logps, theirs.logps, strict=True)
+        return Reference([(scorer.beta * (own - other),) for (own,), (other,) in pairs])
 
     others = None
     if "mismatched" in requires:
         found = mismatched_items(items, max_length)
         present = [item for item in found if item is not None]
-        others = mismatched(found, read("mismatched", "reference", present), micro_batch_tokens)
-    return Known(
-        read("old", "old", items) if "old" in requires else None,
-        read("reference", "reference", items) if "reference" in requires else None,
-        read("values", "values", items, what="values") if "values" in requires else None,
-        others,
-    )
+        others = mismatched(found, read("mismatched", lambda: frozen("reference"), present), micro_batch_tokens)
+    old = logps("old") if "old" in requires else None
+    reference = logps("reference") if "reference" in requires else None
+    values = read("values", lambda: Values(frozen("values"))) if "values" in requires else None
+    scores = token_scores(job.scorer) if job.scorer is not None and "token_scores" in requires else None
+    return Known(old, reference, values, others, scores)

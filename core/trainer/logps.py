@@ -173,6 +173,10 @@ class Reader:
     """One after the other, without padding."""
     ranks: Ranks = ALONE
 
+    def numbers(self, sequences: Sequence[Encoded]) -> Tensor:
+        """[B, T] log-probability of each target, zero where the mask is zero."""
+        return self(sequences).logps
+
     def __call__(self, sequences: Sequence[Encoded]) -> Seen:
         """One forward pass over all of them."""
         batch = inputs(sequences, self.device, packed=self.packed)
@@ -189,6 +193,29 @@ class Reader:
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What the head of a reader's policy says of each target, in place of log-probabilities."""
+
+    read: Reader
+
+    @property
+    def packed(self) -> bool:
+        """As the reader."""
+        return self.read.packed
+
+    @property
+    def ranks(self) -> Ranks:
+        """As the reader."""
+        return self.read.ranks
+
+    def numbers(self, sequences: Sequence[Encoded]) -> Tensor:
+        """[B, T] zero where the mask is zero."""
+        values = self.read(sequences).values
+        assert values is not None, "the policy has a head"
+        return values
 
 
 def _spread(flat: Tensor, batch: Inputs) -> Tensor:

@@ -54,6 +54,8 @@ class StepRows:
     mismatched: Tensor | None = None
     """[S] log pi - log pi_reference, summed over a completion of another prompt put behind each prompt: without
     gradient, under the policy as it is before this step; when the mark requires 'mismatched'."""
+    token_scores: Tensor | None = None
+    """[S, T] what a reward model makes of each token, when the mark requires 'token_scores'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,29 @@ class ScoredSequences:
     """[B]"""
     step_sequences: float
     """Completions in the whole optimiser step."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """Completions as a model that gives one number a token sees them."""
+
+    scores: Tensor
+    """[B, T] carries the gradient; read where each token is predicted from, 0 where the mask is 0."""
+    step_rewards: Tensor
+    """[S] of the whole optimiser step."""
+    mask: Tensor
+    """[B, T] 1.0 on tokens the loss covers."""
+    rewards: Tensor
+    """[B] NaN where the rollout could not be scored."""
+    weights: Tensor
+    """[B]"""
+    step_sequences: float
+    """Completions in the whole optimiser step."""
+
+    def averaged(self) -> ScoredSequences:
+        """Each completion with the mean score of its covered tokens."""
+        mean = (self.scores * self.mask).sum(1) / self.mask.sum(1).clamp(min=1)
+        return ScoredSequences(mean, self.rewards, self.weights, self.step_sequences)
 
 
 @dataclass(frozen=True, slots=True)

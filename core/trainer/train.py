@@ -38,8 +38,10 @@ from strop.core.trainer.policy import (
     using_threads,
 )
 from strop.core.trainer.ranks import ALONE, Ranks, shard, whole
+from strop.core.trainer.reference import SCORERS
 from strop.core.trainer.score import ScoreReader, SequenceScores
 from strop.core.trainer.token_head import TokenHead, load_head
+from strop.core.trainer.token_score import NAME, TokenReader, freeze_output, token_reader
 from strop.core.trainer.tracking import tracked
 from strop.core.trainer.validation import Watch, held_back
 from strop.storage.errors import PluginError, StageError, did_you_mean
@@ -84,15 +86,20 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         items, watched = held_back(items, config.validation.share, job.seed)
     both = [*items, *watched]
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
-    read: Reader | ScoreReader
-    critic: TokenHead | None = None
+    read: Reader | ScoreReader | TokenReader
+    heads: dict[str, TokenHead] = {}
     if head == "score":
         read = ScoreReader(SequenceScores(loaded.model), device, use_bfloat16(config, device), ranks=ranks)
         if ranks.sharded:
             shard(loaded.model, device)
     else:
-        critic = load_head(job.init, VALUE, loaded.model) if "values" in requires else None
-        read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires, head=critic)
+        if "values" in requires:
+            heads[VALUE] = load_head(job.init, VALUE, loaded.model)
+        read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires, head=heads.get(VALUE))
+        if head == "token":
+            freeze_output(loaded.model)
+            read = token_reader(read, job.init)
+            heads[NAME] = read.policy.head
     steps = plan(
         items,
         epochs=config.epochs,
@@ -111,8 +118,8 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     )
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    if critic is not None:
-        trained |= {f"{VALUE}_head.{name}": p for name, p in critic.named_parameters()}
+    for at, module in heads.items():
+        trained |= {f"{at}_head.{name}": p for name, p in module.named_parameters()}
     entropy = None
     if isinstance(read, Reader) and "step_entropy" in requires:
         entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True))
@@ -144,7 +151,6 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     if ranks.first:
         if ranks.sharded:
             loaded = _unsharded(job, config, parameters, head)
-        heads = {} if critic is None else {VALUE: critic}
         save_policy(_to_save(loaded, config), loaded.tokenizer, job, dtype=loaded.dtype, result=result, heads=heads)
     ranks.gather(None)  # nobody ends before the policy is there
     return result
@@ -180,9 +186,9 @@ class _Objective:
         loss: Loss = self.plugin.call(self.config, {"batch": batch})
         return loss
 
-    def corrupter(self, loaded: Loaded, read: Reader | ScoreReader, seed: int) -> Corrupter | None:
+    def corrupter(self, loaded: Loaded, read: object, seed: int) -> Corrupter | None:
         corrupts = self.plugin.mark.corrupts
-        if corrupts is None or isinstance(read, ScoreReader):
+        if corrupts is None or not isinstance(read, Reader):
             return None
         own = replace(read, policy=TokenLogps(loaded.model))
         return Corrupter(lambda progress: corrupts(self.config, progress), loaded.tokenizer, own, seed)
@@ -201,6 +207,8 @@ def _objective(job: TrainJob) -> _Objective:
     requires = plugin.mark.required(config)
     if "reference" in requires and job.reference is None:
         raise StageError(f"objective {job.objective!r} requires a reference policy, and the job names none")
+    if "token_scores" in requires and job.scorer is None:
+        raise StageError(f"objective {job.objective!r} has tokens scored by a reward model, and the job names none")
     return _Objective(plugin, config, needs, requires)
 
 
@@ -236,13 +244,18 @@ def _reader(
     return read
 
 
-def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, read: Reader | ScoreReader) -> Reader:
-    """'old', 'reference' or 'values', before the first step: adapters are still the identity then."""
-    assert isinstance(read, Reader), "an objective with a score head requires nothing"
+def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, read: object) -> Reader:
+    """'old', 'reference', 'values' or the reward model that scores tokens, before the first step.
+
+    Adapters are still the identity then.
+    """
+    assert isinstance(read, Reader), "an objective with a head requires nothing"
     if policy == "values":
         read.policy.eval()
         return read
     directory = job.init if policy == "old" or job.reference is None else job.reference
+    if job.scorer is not None and policy in SCORERS:
+        directory = job.scorer.model if policy == "scorer" else job.scorer.reference or job.init
     same = directory.resolve() == job.init.resolve()
     model = loaded.model if same else load_model(directory, attention=config.attention)[0].to(read.device)
     model.eval()

@@ -36,6 +36,7 @@ def sequences(
     strata=None,
     step_entropy=None,
     targets=None,
+    token_scores=None,
     values=None,
     old_values=None,
     progress=0.0,
@@ -56,6 +57,7 @@ def sequences(
         strata=None if strata is None else torch.as_tensor(strata),
         entropy=None if step_entropy is None else tensor(step_entropy),
         targets=None if targets is None else torch.as_tensor(targets),
+        token_scores=None if token_scores is None else tensor(token_scores),
     )
     return SequenceBatch(
         logps=logps,
@@ -92,7 +94,7 @@ def random_step(seed: int = 0, groups: int = 3, size: int = 4, width: int = 6) -
     return sequences(
         logps(), mask, rewards=rewards, groups=torch.arange(groups).repeat_interleave(size), behaviour=logps(),
         old=logps(), reference=logps(), entropy=-logps(), strata=torch.randint(0, 2, (n,), generator=rng),
-        step_entropy=-logps(), values=-logps(), old_values=-logps(),
+        step_entropy=-logps(), values=-logps(), old_values=-logps(), token_scores=logps() - logps(),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from objective_tools import check_cuts
 
 from strop.core.recipe import load
 from strop.core.registry import builtin_names, find
+from strop.core.token_scoring import scored_by
 
 PAGE = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
 RECIPE = """
@@ -53,6 +54,14 @@ def test_the_recipe_with_a_reward_model_is_one(tmp_path):
     recipe = load(str(tmp_path / "page.yaml"))
     by_kind = {step.kind: step.plugin for step in recipe.round}
     assert (by_kind["verify"].name, by_kind["train_reward"].mark.head) == ("reward_model", "score")
+
+
+def test_the_recipe_with_token_scores_is_one(tmp_path):
+    (lines,) = re.findall(r"```yaml\n(.*?)```", section("Token scores"), re.DOTALL)
+    (tmp_path / "page.yaml").write_text(RECIPE + lines)
+    recipe = load(str(tmp_path / "page.yaml"))
+    scorer = scored_by(recipe.round[-1], recipe.round)
+    assert (recipe.round[-1].name, scorer.name) == ("prime", "implicit_reward")
 
 
 PAGE_RECIPES = [lines for lines in blocks("yaml") if "train_reward" not in lines]
