@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from strop.core.events import Event, StepResult
 from strop.core.gating import policy_called
+from strop.core.keeping import kept_sample
 from strop.core.recipe import Step, canonical_json
 from strop.core.session import Session
 from strop.core.trainer.config import Train, TrainReward
@@ -52,10 +53,14 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     if not table.num_rows:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
         return session.finished(step, round, started)
+    kept = None
+    if isinstance(config, Train) and config.ewc is not None:
+        kept = kept_sample(session, config.ewc, round, table, run.seed)
     session.workers.release()  # and their engines: training finds the memory free
     session.verifiers.release()
+    job = _job(session, run, step, config, init, reference, table, kept, work)
     try:
-        result = _in_own_process(session, _job(session, run, step, config, init, reference, table, work), round, step)
+        result = _in_own_process(session, job, round, step)
     except StageError as error:
         raise StageError(f"round {round}, {step.label}: {error}") from error
     policy = _policy(session, run, step, result, init, reference)
@@ -109,12 +114,14 @@ def _job(
     init: Policy,
     reference: Policy | None,
     examples: pa.Table,
+    kept: pa.Table | None,
     work: Path,
 ) -> TrainJob:
     return TrainJob(
         init=session.directory(init),
         reference=session.directory(reference) if reference else None,
         examples=write_examples(work / "examples.parquet", examples),
+        kept=None if kept is None else write_examples(work / "kept.parquet", kept),
         output=work / "policy",
         work=work / "checkpoints",
         objective=_objective(step),

@@ -18,6 +18,7 @@ from torch import Tensor
 from strop.core.trainer.batches import Step
 from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
+from strop.core.trainer.elastic import Elastic
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
@@ -59,6 +60,8 @@ class Work:
     """Where examples are held back."""
     track: Tracked
     """Shows a step's metrics elsewhere."""
+    elastic: Elastic | None
+    """Where something is to be kept."""
 
 
 def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[dict[str, float]]:
@@ -161,14 +164,15 @@ def _optimise(
             losses[number] = loss.value.detach()
             reported[number] = loss.metrics
     ranks.add_up(work.trained.values())
+    held = {} if work.elastic is None else {"ewc": work.elastic.pull()}
     norm = _clip(work.trained.values(), config.max_grad_norm)
     own = zip(losses, torch.stack(list(losses.values())).tolist() if losses else [], strict=True)
     values, told = merged(ranks.gather(dict(own))), merged(ranks.gather(reported))
     _check_finite([values[i] for i in range(len(step.micro))], norm, index, step, work.items)
     optimizer.step()
-    total = sum(values[i] for i in range(len(step.micro)))
+    total = sum(values[i] for i in range(len(step.micro))) + sum(held.values())
     found = {"loss": total, "lr": rate, "grad_norm": norm, "tokens": step.targets}
-    return found | _added(told[i] for i in range(len(step.micro)))
+    return found | held | _added(told[i] for i in range(len(step.micro)))
 
 
 def _clip(parameters: Collection[torch.nn.Parameter], most: float) -> float:

@@ -22,6 +22,7 @@ from strop.core.trainer.batches import one_step, plan
 from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
+from strop.core.trainer.elastic import elastic
 from strop.core.trainer.encode import Item, encode
 from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples
 from strop.core.trainer.known import known
@@ -93,6 +94,9 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         max_length=limit,
         micro_batch_tokens=micro,
     )
+    held = None
+    if config.ewc is not None and job.kept is not None and isinstance(read, Reader):
+        held = elastic(job, config.ewc, loaded, read, max_length=limit, longest=longest)
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     entropy = None
@@ -110,6 +114,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
             entropy,
             _watch(config, items, watched, len(steps), micro, read.packed),
             track,
+            held,
         )
         metrics = run(job, config, work, progress)
     tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
