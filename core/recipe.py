@@ -290,6 +290,8 @@ def _train_step(kind: str, value: Any, at: Location, source: Source, folder: Pat
     settings = {"objective": value} if isinstance(value, str) else dict(value or {})
     name = _label(settings.pop("as", None), at, source)
     if "use" in settings:
+        if kind != "train":
+            raise source.error((*at, "use"), f"`{kind}` has a trainer of its own: leave `use` out, or write `train`")
         return _trl_step(settings, name, at, source, repeated)
     try:
         config = TRAINS[kind].model_validate(settings)

@@ -113,6 +113,8 @@ def one_step(items: Sequence[Item], members: Sequence[int], micro_batch_tokens: 
 
 def runs(widths: Sequence[int], tokens: int, *, packed: bool) -> list[range]:
     """Rows of rising width, cut into micro-batches of up to that many tokens: the widest times all, or their sum."""
+    if not widths:
+        return []
     found: list[range] = []
     start, total = 0, 0
     for at, width in enumerate(widths):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from strop.core.trainer.job import name_ids
+from strop.core.trainer.job import name_ids, sides
 from strop.storage.errors import StageError
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def encode(table: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_length: i
     """
     rows = table.to_pylist()
     prompts = encode_prompts([row["prompt"] for row in rows], tokenizer)
-    texts = text_ids((row[n] or "" for row in rows for n in _sides(row) if row[f"{n}_token_ids"] is None), tokenizer)
+    named = [(row, name) for row in rows for name in sides(pair=row["kind"] == "pair")]
+    texts = text_ids((row[name] or "" for row, name in named if row[f"{name}_token_ids"] is None), tokenizer)
     items = [_item(row, prompt, texts, tokenizer) for row, prompt in zip(rows, prompts, strict=True)]
     for bad, what in (
         ([i for i in items if any(s.targets == 0 for s in i.sequences)], "the loss covers no token of these examples"),
@@ -131,14 +132,10 @@ def text_ids(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> dict[s
     return {text: [*ids, eos] for text, ids in zip(distinct, encoded, strict=True)}
 
 
-def _sides(row: dict[str, Any]) -> tuple[str, ...]:
-    return ("chosen", "rejected") if row["kind"] == "pair" else ("completion",)
-
-
 def _item(
     row: dict[str, Any], prompt: list[int], texts: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Item:
-    names = _sides(row)
+    names = sides(pair=row["kind"] == "pair")
     behaviour = row["behaviour_logps"]
     return Item(
         example_id=row["example_id"],

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +111,36 @@ class TrainResult:
     """Per optimiser step: step, loss, lr, grad_norm, tokens, and what the objective reports."""
     held_back: list[int] = field(default_factory=list)
     """Ids of the examples that were looked at and not trained on."""
+
+
+def result_of(
+    job: TrainJob,
+    metrics: list[dict[str, float]],
+    *,
+    adapters: bool,
+    examples: int,
+    tokens: int,
+    started: float,
+    held_back: Sequence[int] = (),
+) -> TrainResult:
+    """What a training that took these steps did; `adapters`: they alone are saved. `started`: monotonic, in seconds."""
+    tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
+    return TrainResult(
+        output=job.output,
+        kind="lora" if adapters else "full",
+        steps=len(metrics),
+        examples=examples,
+        tokens=tokens,
+        loss=sum(m["loss"] for m in tail) / len(tail),
+        seconds=time.monotonic() - started,
+        metrics=metrics,
+        held_back=list(held_back),
+    )
+
+
+def sides(*, pair: bool) -> tuple[str, ...]:
+    """What an example's completions are called, in the order of its sequences."""
+    return ("chosen", "rejected") if pair else ("completion",)
 
 
 def arrow_schema() -> pa.Schema:

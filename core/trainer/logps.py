@@ -60,32 +60,30 @@ class TokenLogps(nn.Module):
 
     def _picked(self, batch: Inputs) -> Tensor:
         """[1 or 2, N]"""
-        target = batch.target
         if not self.split:
-            logits = self.model(**_reads(batch.ids, batch.positions)).logits.flatten(0, 1)[batch.at]
-            return self._pick(logits, target)
-        hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
-        chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
-        if len(target) <= chunk:
-            return self._head(hidden, target)
-        parts = []
-        for start in range(0, len(target), chunk):
-            piece = (hidden[start : start + chunk], target[start : start + chunk])
-            if torch.is_grad_enabled():
-                parts.append(checkpoint(self._head, *piece, use_reentrant=False))
-            else:
-                parts.append(self._head(*piece))
-        return torch.cat(parts, 1)
+            return self._pick(self._own_logits(batch), batch.target)
+        pieces = self._pieces(batch)
+        if len(pieces) == 1:
+            return self._head(*pieces[0])
+        if not torch.is_grad_enabled():
+            return torch.cat([self._head(*piece) for piece in pieces], 1)
+        return torch.cat([checkpoint(self._head, *piece, use_reentrant=False) for piece in pieces], 1)
 
     def best(self, batch: Inputs) -> Tensor:
         """[N] the likeliest token at the place of each target."""
         if not self.split:
-            found: Tensor = self.model(**_reads(batch.ids, batch.positions)).logits.flatten(0, 1)[batch.at].argmax(-1)
-            return found
+            return self._own_logits(batch).argmax(-1)
+        return torch.cat([self._logits(hidden).argmax(-1) for hidden, _ in self._pieces(batch)])
+
+    def _own_logits(self, batch: Inputs) -> Tensor:
+        logits: Tensor = self.model(**_reads(batch.ids, batch.positions)).logits
+        return logits.flatten(0, 1)[batch.at]
+
+    def _pieces(self, batch: Inputs) -> list[tuple[Tensor, Tensor]]:
+        """Hidden states and targets, of as many targets at a time as may have their logits in memory."""
         hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
         chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
-        pieces = (hidden[start : start + chunk] for start in range(0, len(hidden), chunk))
-        return torch.cat([self._logits(piece).argmax(-1) for piece in pieces])
+        return list(zip(torch.split(hidden, chunk), torch.split(batch.target, chunk), strict=True))
 
     def _hidden(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         hidden: Tensor = self.model.get_decoder()(**_reads(ids, positions)).last_hidden_state
@@ -153,8 +151,7 @@ class Seen:
 class Reader:
     """A policy on its device, and how it reads sequences."""
 
-    policy: nn.Module
-    """A `TokenLogps`."""
+    policy: TokenLogps
     device: str
     bfloat16: bool = False
     packed: bool = False
@@ -164,15 +161,24 @@ class Reader:
     def __call__(self, sequences: Sequence[Encoded]) -> Seen:
         """One forward pass over all of them."""
         batch = inputs(sequences, self.device, packed=self.packed)
-        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bfloat16):
+        with self._precision():
             found: Predicted = self.policy(batch)
         entropy = None if found.entropy is None else _spread(found.entropy, batch)
         return Seen(_spread(found.logps, batch), batch.mask, entropy)
 
+    def likeliest(self, sequences: Sequence[Encoded]) -> Tensor:
+        """[B, T] the likeliest token at each target, zero where the mask is zero."""
+        batch = inputs(sequences, self.device, packed=self.packed)
+        with self._precision():
+            return _spread(self.policy.best(batch), batch)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bfloat16)
+
 
 def _spread(flat: Tensor, batch: Inputs) -> Tensor:
     """[B, T] from [N]."""
-    return torch.zeros_like(batch.mask).index_put((batch.row, batch.slot), flat)
+    return flat.new_zeros(batch.mask.shape).index_put((batch.row, batch.slot), flat)
 
 
 def reads_packed_apart(read: Reader, ids: IntArray) -> bool:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from strop.core.trainer.batches import Step, inputs
+from strop.core.trainer.batches import Step
 from strop.core.trainer.encode import Encoded, Item
-from strop.core.trainer.logps import Reader, TokenLogps
+from strop.core.trainer.logps import Reader
 
 Array = np.ndarray[Any, Any]
 
@@ -21,7 +22,7 @@ def step_entropy(items: Sequence[Item], step: Step, read: Reader) -> list[Array]
     found: list[Array] = []
     for members in step.micro:
         sequences = [items[i].sequences[0] for i in members]
-        with _looking(read):
+        with looking(read.policy):
             entropy = read(sequences).entropy
         assert entropy is not None, "the reader is one that gives entropies"
         found += _rows(entropy.cpu().numpy(), sequences)
@@ -30,14 +31,8 @@ def step_entropy(items: Sequence[Item], step: Step, read: Reader) -> list[Array]
 
 def likeliest(sequences: Sequence[Encoded], read: Reader) -> list[Array]:
     """[T] the likeliest token at each target that the loss covers, after the true ones before it; 0 elsewhere."""
-    batch = inputs(sequences, read.device, packed=read.packed)
-    policy = read.policy
-    assert isinstance(policy, TokenLogps)
-    with (
-        _looking(read),
-        torch.autocast(read.device.split(":")[0], dtype=torch.bfloat16, enabled=read.bfloat16),
-    ):
-        best = torch.zeros_like(batch.mask, dtype=torch.int64).index_put((batch.row, batch.slot), policy.best(batch))
+    with looking(read.policy):
+        best = read.likeliest(sequences)
     return _rows(best.cpu().numpy(), sequences)
 
 
@@ -46,10 +41,11 @@ def _rows(values: Array, sequences: Sequence[Encoded]) -> list[Array]:
 
 
 @contextmanager
-def _looking(read: Reader) -> Iterator[None]:
-    read.policy.eval()
+def looking(policy: nn.Module) -> Iterator[None]:
+    """Read the policy and learn nothing from it."""
+    policy.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        read.policy.train()
+        policy.train()

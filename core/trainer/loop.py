@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from strop.core.trainer.batches import Step
 from strop.core.trainer.config import Train
@@ -23,10 +22,10 @@ from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
 from strop.core.trainer.logps import Reader
-from strop.core.trainer.look import step_entropy
+from strop.core.trainer.look import looking, step_entropy
 from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
-from strop.core.trainer.ranks import is_sharded, merged, whole
+from strop.core.trainer.ranks import is_sharded, whole
 from strop.core.trainer.score import ScoreReader
 from strop.core.trainer.state import restore, save
 from strop.core.trainer.tracking import Tracked
@@ -107,15 +106,12 @@ def _look(work: Work, step: Step, before: list[dict[str, float]]) -> float:
     """The objective's loss on examples that are not trained on."""
     rows = _whole(work, step)
     ranks, losses = work.read.ranks, dict[int, float]()
-    work.read.policy.eval()
-    for number, counts in ranks.mine(len(step.micro)):
-        with torch.no_grad():
-            loss = _loss(work, work.items, step, number, rows, 1.0, tuple(before))
-        if counts:
-            losses[number] = float(loss.value)
-    work.read.policy.train()
-    found = merged(ranks.gather(losses))
-    return float(sum(found[i] for i in range(len(step.micro))))
+    with looking(work.read.policy):
+        for number, counts in ranks.mine(len(step.micro)):
+            loss = _loss(work, work.items, step, number, rows, 1.0, before)
+            if counts:
+                losses[number] = float(loss.value)
+    return float(sum(ranks.collected(losses)))
 
 
 def _loss(
@@ -125,7 +121,7 @@ def _loss(
     number: int,
     rows: tuple[StepRows, dict[int, int]] | None,
     progress: float,
-    history: tuple[Mapping[str, float], ...],
+    before: Sequence[Mapping[str, float]],
 ) -> Loss:
     return micro_loss(
         step.micro[number],
@@ -137,7 +133,7 @@ def _loss(
         objective=work.objective,
         old=work.known.old,
         progress=progress,
-        history=history,
+        history=tuple(before),
     )
 
 
@@ -148,7 +144,7 @@ def _optimise(
 
     Returns its metrics; what is not finite raises StageError before it touches a weight.
     """
-    index, history = len(before), tuple(before)
+    index = len(before)
     step, rate = work.steps[index], learning_rate(config, index, len(work.steps))
     progress = index / len(work.steps)
     for group in optimizer.param_groups:
@@ -156,23 +152,23 @@ def _optimise(
     optimizer.zero_grad(set_to_none=True)
     rows = _whole(work, step)
     items = work.items if work.corrupter is None else work.corrupter.step(work.items, step, index, progress)
-    ranks, losses, reported = work.read.ranks, dict[int, Tensor](), dict[int, dict[str, float]]()
+    ranks, losses = work.read.ranks, dict[int, Loss]()
     for number, counts in ranks.mine(len(step.micro)):
-        loss = _loss(work, items, step, number, rows, progress, history)
+        loss = _loss(work, items, step, number, rows, progress, before)
         (loss.value if counts else loss.value * 0.0).backward()  # type: ignore[no-untyped-call]
         if counts:
-            losses[number] = loss.value.detach()
-            reported[number] = loss.metrics
+            losses[number] = Loss(loss.value.detach(), loss.metrics)
     ranks.add_up(work.trained.values())
     held = {} if work.elastic is None else {"ewc": work.elastic.pull()}
     norm = _clip(work.trained.values(), config.max_grad_norm)
-    own = zip(losses, torch.stack(list(losses.values())).tolist() if losses else [], strict=True)
-    values, told = merged(ranks.gather(dict(own))), merged(ranks.gather(reported))
-    _check_finite([values[i] for i in range(len(step.micro))], norm, index, step, work.items)
+    values = torch.stack([loss.value for loss in losses.values()]).tolist() if losses else []
+    own = {number: (value, losses[number].metrics) for number, value in zip(losses, values, strict=True)}
+    found = ranks.collected(own)
+    _check_finite([value for value, _ in found], norm, index, step, work.items)
     optimizer.step()
-    total = sum(values[i] for i in range(len(step.micro))) + sum(held.values())
-    found = {"loss": total, "lr": rate, "grad_norm": norm, "tokens": step.targets}
-    return found | held | _added(told[i] for i in range(len(step.micro)))
+    total = sum(value for value, _ in found) + sum(held.values())
+    told = {"loss": total, "lr": rate, "grad_norm": norm, "tokens": step.targets}
+    return told | held | _added(more for _, more in found)
 
 
 def _clip(parameters: Collection[torch.nn.Parameter], most: float) -> float:

@@ -14,7 +14,6 @@ from strop.core.trainer.batches import Step, runs
 from strop.core.trainer.encode import Item
 from strop.core.trainer.logps import Reader
 from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRows
-from strop.core.trainer.ranks import merged
 from strop.core.trainer.score import ScoreReader, scored_loss
 
 
@@ -39,8 +38,7 @@ def reference_logps(items: Sequence[Item], read: Reader, *, micro_batch_tokens: 
         with torch.no_grad():
             logps = read(sequences[run.start : run.stop]).logps.cpu().numpy()
         own.update({at: row[: len(sequences[at].mask)].copy() for row, at in zip(logps, run, strict=True)})
-    for at, values in merged(read.ranks.gather(own)).items():
-        i, side = flat[at]
+    for (i, side), values in zip(flat, read.ranks.collected(own), strict=True):
         found[i][side] = values
     return Reference([tuple(sides) for sides in found])
 

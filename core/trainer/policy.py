@@ -146,6 +146,11 @@ def packs(config: Train, model: Any) -> bool:
     return "flash" in (getattr(model.config, "_attn_implementation", None) or "")
 
 
+def context_of(model: Any) -> int:
+    """Tokens the model reads at most; a number beyond all data where it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+
 def use_bfloat16(config: Train, device: str) -> bool:
     """Whether the forward pass runs in bfloat16."""
     if config.precision != "auto":

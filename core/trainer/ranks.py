@@ -8,17 +8,19 @@ all take the same step. Losses are divided by sums over the whole step already, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from strop.storage.errors import StageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class Ranks:
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
+
+    def collected(self, own: Mapping[int, T]) -> list[T]:
+        """What the processes made of pieces 0, 1, 2 and so on, in that order; on every process."""
+        found = {number: value for part in self.gather(own) for number, value in part.items()}
+        return [found[number] for number in sorted(found)]
 
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make every gradient the sum over the processes."""
@@ -129,8 +136,3 @@ def like(values: Tensor, parameter: Tensor) -> Tensor:
 
     assert isinstance(parameter, DTensor)
     return distribute_tensor(values.to(parameter.device_mesh.device_type), parameter.device_mesh, parameter.placements)
-
-
-def merged(parts: Sequence[dict[Any, Any]]) -> dict[Any, Any]:
-    """What the processes found, each under keys of its own."""
-    return {key: value for part in parts for key, value in part.items()}

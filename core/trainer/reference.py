@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from strop.core.trainer.encode import FloatArray, Item
+from strop.core.trainer.job import sides
 from strop.core.trainer.logps import Reader
 from strop.core.trainer.loss import Reference, reference_logps
 from strop.storage.durable import fsync
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from strop.core.trainer.job import TrainJob
-
-SIDES = ("completion", "chosen", "rejected")
 
 
 def frozen_logps(
@@ -54,7 +53,7 @@ def frozen_logps(
 
 
 def _names(item: Item) -> tuple[str, ...]:
-    return SIDES[1:] if len(item.sequences) == 2 else SIDES[:1]
+    return sides(pair=len(item.sequences) == 2)
 
 
 def _masked(item: Item, side: int, logps: FloatArray | None) -> FloatArray:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from strop.core.trainer.batches import runs
 from strop.core.trainer.encode import encode_prompts, text_ids
-from strop.core.trainer.policy import pick_device, quiet
+from strop.core.trainer.policy import context_of, pick_device, quiet
 from strop.core.trainer.score import SequenceScores, load_scored
 
 
@@ -25,7 +26,7 @@ class HeadScorer:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
         model, _ = load_scored(directory, self._tokenizer, keep_dtype=device != "cpu")
         self._model = SequenceScores(model.to(device).eval())
-        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        self._context = context_of(model)
         self._threads, self._tokens = threads, 1024 if device == "cpu" else 16384
 
     def scores(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[float]:
@@ -40,11 +41,9 @@ class HeadScorer:
             raise ValueError(f"{longest} tokens with its prompt, and the reward model reads {self._context}")
         torch.set_num_threads(self._threads)
         found = [0.0] * len(pairs)
-        order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
-        while order:
-            width, batch = len(sequences[order[-1]]), [order.pop()]
-            while order and width * (len(batch) + 1) <= self._tokens:
-                batch.append(order.pop())
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        for run in runs([len(sequences[i]) for i in order], self._tokens, packed=False):
+            batch = order[run.start : run.stop]
             with torch.no_grad():
                 scores = self._model.of([sequences[i] for i in batch]).tolist()
             for i, score in zip(batch, scores, strict=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from strop.core.trainer.job import TrainJob
@@ -44,11 +43,10 @@ def _open(name: str, job: TrainJob) -> Any:
     from accelerate import tracking
 
     run, _, part = job.title.rpartition("/")
-    logs = Path(job.logs)
     if name == "tensorboard":
-        tracker: Any = tracking.TensorBoardTracker(part, logs / name)
+        tracker: Any = tracking.TensorBoardTracker(part, job.logs / name)
     elif name == "wandb":
-        tracker = tracking.WandBTracker("strop", name=job.title, group=run, dir=str(logs))
+        tracker = tracking.WandBTracker("strop", name=job.title, group=run, dir=str(job.logs))
     else:
         tracker = tracking.MLflowTracker(experiment_name=run, run_name=part)
     tracker.start()

@@ -6,11 +6,10 @@ position, optimiser and random state from the trainer's own checkpoint.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +23,21 @@ from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
 from strop.core.trainer.elastic import elastic
 from strop.core.trainer.encode import Item, encode
-from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples
+from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples, result_of
 from strop.core.trainer.known import known
 from strop.core.trainer.logps import Reader, TokenLogps, reads_packed_apart
 from strop.core.trainer.loop import Progress, Work, run
 from strop.core.trainer.objective import Loss
-from strop.core.trainer.policy import Loaded, load_model, load_policy, packs, pick_device, use_bfloat16, using_threads
+from strop.core.trainer.policy import (
+    Loaded,
+    context_of,
+    load_model,
+    load_policy,
+    packs,
+    pick_device,
+    use_bfloat16,
+    using_threads,
+)
 from strop.core.trainer.ranks import ALONE, Ranks, shard, whole
 from strop.core.trainer.score import ScoreReader, SequenceScores
 from strop.core.trainer.tracking import tracked
@@ -56,9 +64,10 @@ def _silent(_: Mapping[str, float]) -> None:
 
 
 def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, started: float) -> TrainResult:
-    objective, kind, needs, requires, head = _objective(job)
+    objective = _objective(job)
+    head, requires = objective.plugin.mark.head, objective.requires
     table = read_examples(job.examples)
-    check_examples(table, kind=kind, needs=needs, who=job.objective)
+    check_examples(table, kind=objective.plugin.mark.examples, needs=objective.needs, who=job.objective)
     device = pick_device()
     torch.manual_seed(derive(job.seed, "torch"))
     ranks = replace(ranks, sharded=config.shard and ranks.world > 1)
@@ -70,6 +79,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     watched: list[Item] = []
     if config.validation is not None:
         items, watched = held_back(items, config.validation.share, job.seed)
+    both = [*items, *watched]
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
     read: Reader | ScoreReader
     if head == "score":
@@ -89,7 +99,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     stored = known(
         job,
         requires,
-        [*items, *watched],
+        both,
         lambda policy: _frozen(policy, job, config, loaded, read),
         max_length=limit,
         micro_batch_tokens=micro,
@@ -104,29 +114,26 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True))
     with tracked(job) if ranks.first else nullcontext(_silent) as track:
         work = Work(
-            [*items, *watched],
+            both,
             steps,
             trained,
             read,
             objective,
             stored,
-            _corrupter(job, loaded, read),
+            objective.corrupter(loaded, read, job.seed),
             entropy,
-            _watch(config, items, watched, len(steps), micro, read.packed),
+            _watch(config, both, len(items), len(steps), micro, read.packed),
             track,
             held,
         )
         metrics = run(job, config, work, progress)
-    tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
-    result = TrainResult(
-        output=job.output,
-        kind="lora" if config.lora is not None and not config.lora.merge else "full",
-        steps=len(metrics),
+    result = result_of(
+        job,
+        metrics,
+        adapters=config.lora is not None and not config.lora.merge,
         examples=len(items),
         tokens=sum(step.targets for step in steps[: len(metrics)]),
-        loss=sum(m["loss"] for m in tail) / len(tail),
-        seconds=time.monotonic() - started,
-        metrics=metrics,
+        started=started,
         held_back=[item.example_id for item in watched],
     )
     parameters = {name: whole(p.detach()) for name, p in trained.items()} if ranks.sharded else {}
@@ -138,12 +145,11 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
     return result
 
 
-def _watch(config: Train, items: list[Item], watched: list[Item], steps: int, micro: int, packed: bool) -> Watch | None:
+def _watch(config: Train, both: list[Item], trained: int, steps: int, micro: int, packed: bool) -> Watch | None:
     """The examples held back stand behind those that are trained on."""
     if config.validation is None:
         return None
-    both = [*items, *watched]
-    step = one_step(both, range(len(items), len(both)), micro, packed)
+    step = one_step(both, range(trained, len(both)), micro, packed)
     return Watch(step, max(1, round(steps / config.epochs * config.validation.every)), config.validation.patience)
 
 
@@ -157,23 +163,30 @@ def _unsharded(job: TrainJob, config: Train, parameters: dict[str, torch.Tensor]
     return loaded
 
 
-def _plugin(job: TrainJob) -> tuple[Plugin, Config]:
+@dataclass(frozen=True, slots=True)
+class _Objective:
+    plugin: Plugin
+    config: Config
+    needs: list[str]
+    """Columns that no example may lack."""
+    requires: frozenset[str]
+
+    def __call__(self, batch: Any) -> Loss:
+        loss: Loss = self.plugin.call(self.config, {"batch": batch})
+        return loss
+
+    def corrupter(self, loaded: Loaded, read: Reader | ScoreReader, seed: int) -> Corrupter | None:
+        corrupts = self.plugin.mark.corrupts
+        if corrupts is None or isinstance(read, ScoreReader):
+            return None
+        own = replace(read, policy=TokenLogps(loaded.model))
+        return Corrupter(lambda progress: corrupts(self.config, progress), loaded.tokenizer, own, seed)
+
+
+def _objective(job: TrainJob) -> _Objective:
     local = job.objective_origin.endswith(".py")
     plugin = find("objective", f"{job.objective_origin}:{job.objective}" if local else job.objective)
-    return plugin, plugin.configure(dict(job.objective_config))
-
-
-def _corrupter(job: TrainJob, loaded: Loaded, read: Reader | ScoreReader) -> Corrupter | None:
-    plugin, config = _plugin(job)
-    corrupts = plugin.mark.corrupts
-    if corrupts is None or isinstance(read, ScoreReader):
-        return None
-    own = replace(read, policy=TokenLogps(loaded.model))
-    return Corrupter(lambda progress: corrupts(config, progress), loaded.tokenizer, own, job.seed)
-
-
-def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[str], frozenset[str], str | None]:
-    plugin, config = _plugin(job)
+    config = plugin.configure(dict(job.objective_config))
     needs = ["behaviour_logps" if name == "logps" else name for name in sorted(plugin.mark.needs)]
     for name in needs:
         if name not in COLUMNS:
@@ -183,12 +196,11 @@ def _objective(job: TrainJob) -> tuple[Callable[[Any], Loss], str | None, list[s
     requires = plugin.mark.required(config)
     if "reference" in requires and job.reference is None:
         raise StageError(f"objective {job.objective!r} requires a reference policy, and the job names none")
-    mark = plugin.mark
-    return lambda batch: plugin.call(config, {"batch": batch}), mark.examples, needs, requires, mark.head
+    return _Objective(plugin, config, needs, requires)
 
 
 def _limit(config: Train, model: Any) -> tuple[int, str]:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    context = context_of(model)
     if config.max_length is not None and config.max_length <= context:
         return config.max_length, "train.max_length"
     return context, "the policy's context"

@@ -20,10 +20,11 @@ from strop.core.seeds import derive
 from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
 from strop.core.trainer.encode import Item, encode
-from strop.core.trainer.job import TrainJob, TrainResult, check_examples, read_examples
+from strop.core.trainer.job import TrainJob, TrainResult, check_examples, read_examples, result_of
 from strop.core.trainer.loop import SAVE_EVERY_S, SAVE_SHARE, Progress
 from strop.core.trainer.policy import (
     ADAPTER,
+    context_of,
     load_adapter,
     load_model,
     lora_config,
@@ -77,16 +78,13 @@ def _train(job: TrainJob, config: Trl, progress: Progress, started: float) -> Tr
     metrics = [_metrics(entry) for entry in trainer.state.log_history if "loss" in entry]
     if not metrics:
         raise StageError("TRL's trainer took no step: a batch needs more examples than there are")
-    tail = metrics[-max(1, math.ceil(len(metrics) / 10)) :]
-    result = TrainResult(
-        output=job.output,
-        kind="lora" if config.lora is not None and not config.lora.merge else "full",
-        steps=len(metrics),
+    result = result_of(
+        job,
+        metrics,
+        adapters=config.lora is not None and not config.lora.merge,
         examples=len(items),
         tokens=int(sum(m["tokens"] for m in metrics)),
-        loss=sum(m["loss"] for m in tail) / len(tail),
-        seconds=time.monotonic() - started,
-        metrics=metrics,
+        started=started,
     )
     save_policy(_to_save(trainer, config), tokenizer, job, dtype=stored, result=result)
     shutil.rmtree(folder, ignore_errors=True)
@@ -105,7 +103,7 @@ def _policy(directory: Path, config: Trl) -> tuple[Any, Any, torch.dtype]:
 
 
 def _items(table: Any, tokenizer: Any, config: Trl, model: Any) -> Sequence[Item]:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    context = context_of(model)
     asked = config.args.get("max_length") or context
     longest = "args.max_length" if asked < context else "the policy's context"
     items = encode(table, tokenizer, max_length=min(asked, context), longest=longest)

@@ -261,6 +261,10 @@ def test_while_there_is_no_model_a_policy_that_learns_from_it_waits(real, tmp_pa
         ({"train": "bradley_terry"}, "'bradley_terry' gives a reward model, which is no policy: write `train_reward`"),
         ({"train_reward": "sft"}, "'sft' gives no reward: name an objective with a score head"),
         ({"train_reward": {"lora": {"merge": False}}}, "a reward model is saved whole"),
+        (
+            {"train_reward": {"use": "trl", "trainer": "dpo"}},
+            "`train_reward` has a trainer of its own: leave `use` out",
+        ),
         ({"train_reward": {"objectiv": "dpo"}}, "unknown key 'objectiv'; did you mean 'objective'"),
     ],
 )
