@@ -395,6 +395,8 @@ class Mark:
     """Objectives: what is required only where this setting is neither 0 nor null nor false."""
     corrupts: Callable[[Any, float], Any] | None = None
     """Objectives: (config, share of training done) -> `Corruption` (strop.core.corruption) of what the policy reads."""
+    in_turns: bool = False
+    """Objectives: examples of different strata never share a step; every epoch goes through the strata in order."""
     head: str | None = None
     """Objectives: 'score' where the model gives one number a completion instead of log-probabilities."""
 
@@ -421,6 +423,7 @@ def stage(
     requires_if: Mapping[str, str] | None = None,
     corrupts: Callable[[Any, float], Any] | None = None,
     head: str | None = None,
+    in_turns: bool = False,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
 
@@ -475,6 +478,7 @@ def stage(
             tuple(imports),
             dict(requires_if or {}),
             corrupts,
+            in_turns,
             head,
         )
         return function

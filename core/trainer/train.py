@@ -95,6 +95,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         micro_batch_tokens=micro,
         seed=job.seed,
         packed=read.packed,
+        in_turns=objective.plugin.mark.in_turns,
     )
     stored = known(
         job,
