@@ -395,6 +395,9 @@ class Mark:
     """Objectives: what is required only where this setting is neither 0 nor null nor false."""
     corrupts: Callable[[Any, float], Any] | None = None
     """Objectives: (config, share of training done) -> `Corruption` (strop.core.corruption) of what the policy reads."""
+    behind: Callable[[Any], Mapping[str, str]] | None = None
+    """Objectives: (config) -> further prompts, by the setting that has their text, with `{prompt}` where the example's
+    own stands. The reference policy reads every completion behind each of them too."""
     in_turns: bool = False
     """Objectives: examples of different strata never share a step; every epoch goes through the strata in order."""
     head: str | None = None
@@ -424,6 +427,7 @@ def stage(
     corrupts: Callable[[Any, float], Any] | None = None,
     head: str | None = None,
     in_turns: bool = False,
+    behind: Callable[[Any], Mapping[str, str]] | None = None,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
 
@@ -460,7 +464,9 @@ def stage(
             _check_each(where, config, handles)
         if head not in (None, "score"):
             raise PluginError(f"{where}: the head of an objective is 'score' or none, got {head!r}")
-        if head is not None and (requires or requires_if or corrupts):
+        if behind is not None and "reference" not in requires:
+            raise PluginError(f"{where}: the reference policy reads what is `behind` other prompts: require it")
+        if head is not None and (requires or requires_if or corrupts or behind):
             raise PluginError(f"{where}: with a score head there are no log-probabilities to require, nor to corrupt")
         for setting in (requires_if or {}).values():
             if setting not in config.model_fields:
@@ -478,6 +484,7 @@ def stage(
             tuple(imports),
             dict(requires_if or {}),
             corrupts,
+            behind,
             in_turns,
             head,
         )

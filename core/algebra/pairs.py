@@ -160,6 +160,14 @@ def bent(mean_logps: Tensor, alpha: float) -> Tensor:
     return -torch.expm1((-alpha * mean_logps).clamp(max=LARGEST)) / alpha
 
 
+def contrasted(better: Tensor, worse: Tensor) -> Tensor:
+    """sigmoid(log P behind a better prompt - log P behind a worse one) - 1/2 of each token, from -1/2 to 1/2.
+
+    What asking for the better makes likelier is worth something by itself (T-REG, 2412.02685).
+    """
+    return (better - worse).sigmoid() - 0.5
+
+
 def beyond_shared(batch: PairBatch, weight: float) -> PairBatch:
     """The batch with `weight` in the masks where a side has more covered tokens than the other (LD-DPO, 2409.06411)."""
     counts = lengths(batch)

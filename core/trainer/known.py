@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob
@@ -21,6 +22,8 @@ class Known:
     """The policy as training found it."""
     reference: Reference | None = None
     mismatched: Mismatched | None = None
+    behind: Mapping[str, Reference] = field(default_factory=dict)
+    """The reference, the completions behind other prompts."""
 
 
 def known(
@@ -28,11 +31,16 @@ def known(
     requires: frozenset[str],
     items: Sequence[Item],
     frozen: Callable[[str], Reader],
+    behind: Mapping[str, Sequence[Item]],
     *,
     max_length: int,
     micro_batch_tokens: int,
 ) -> Known:
-    """`frozen` loads 'old' or 'reference', and is called only where something is missing."""
+    """`frozen` loads 'old' or 'reference', and is called only where something is missing.
+
+    `behind` are the items once more, in their order, with other prompts.
+    """
+    frozen = cache(frozen)
 
     def logps(name: str, policy: str, wanted: Sequence[Item]) -> Reference:
         return frozen_logps(job, name, wanted, lambda: frozen(policy), micro_batch_tokens=micro_batch_tokens)
@@ -46,4 +54,5 @@ def known(
         logps("old", "old", items) if "old" in requires else None,
         logps("reference", "reference", items) if "reference" in requires else None,
         others,
+        {name: logps(f"behind-{name}", "reference", wanted) for name, wanted in behind.items()},
     )

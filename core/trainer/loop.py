@@ -128,10 +128,9 @@ def _loss(
         items=items,
         step=step,
         whole=rows,
-        reference=work.known.reference,
+        known=work.known,
         read=work.read,
         objective=work.objective,
-        old=work.known.old,
         progress=progress,
         history=tuple(before),
     )

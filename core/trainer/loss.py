@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from strop.core.trainer.encode import Item
 from strop.core.trainer.logps import Reader
 from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRows
 from strop.core.trainer.score import ScoreReader, scored_loss
+
+if TYPE_CHECKING:
+    from strop.core.trainer.known import Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,7 @@ def micro_loss(
     items: Sequence[Item] | Mapping[int, Item],
     step: Step,
     whole: tuple[StepRows, dict[int, int]] | None,
-    old: Reference | None,
-    reference: Reference | None,
+    known: Known,
     read: Reader | ScoreReader,
     objective: Callable[[Any], Loss],
     progress: float,
@@ -102,7 +104,7 @@ def micro_loss(
     if isinstance(read, ScoreReader):
         return scored_loss(members, items, step, read, objective)
     if whole is None:
-        return objective(_pairs(members, items, step, old, reference, read, progress))
+        return objective(_pairs(members, items, step, known, read, progress))
     rows, place = whole
     seen = read([items[i].sequences[0] for i in members])
     at = torch.tensor([place[i] for i in members], device=read.device)
@@ -126,8 +128,7 @@ def _pairs(
     members: Sequence[int],
     items: Sequence[Item] | Mapping[int, Item],
     step: Step,
-    old: Reference | None,
-    reference: Reference | None,
+    known: Known,
     read: Reader,
     progress: float,
 ) -> PairBatch:
@@ -135,9 +136,7 @@ def _pairs(
     both = read([item.sequences[side] for side in (0, 1) for item in chosen])
     n, width = len(chosen), both.mask.shape[1]
 
-    def known(policy: Reference | None) -> tuple[Tensor, Tensor] | None:
-        if policy is None:
-            return None
+    def sides(policy: Reference) -> tuple[Tensor, Tensor]:
         first, second = (_padded([policy.logps[i][side] for i in members], 0.0, device, width) for side in (0, 1))
         return first, second
 
@@ -150,8 +149,9 @@ def _pairs(
         margins=torch.tensor([item.margin for item in chosen], dtype=torch.float32, device=device),
         step_pairs=step.sequences,
         step_chosen_tokens=step.tokens,
-        reference_logps=known(reference),
-        old_logps=known(old),
+        reference_logps=None if known.reference is None else sides(known.reference),
+        old_logps=None if known.old is None else sides(known.old),
+        behind={name: sides(policy) for name, policy in known.behind.items()},
         progress=progress,
     )
 

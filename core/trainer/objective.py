@@ -128,6 +128,8 @@ class PairBatch:
     """[B, T] chosen and [B, T'] rejected under the reference policy, when the mark requires 'reference'."""
     old_logps: tuple[Tensor, Tensor] | None = None
     """[B, T] and [B, T'] under the policy as training found it, when the mark requires 'old'."""
+    behind: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """[B, T] and [B, T'] under the reference policy behind each of the further prompts that the mark names."""
     progress: float = 0.0
     """Share of this training's optimiser steps that are done."""
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,7 @@ from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
 from strop.core.trainer.elastic import elastic
-from strop.core.trainer.encode import Item, encode
+from strop.core.trainer.encode import Item, behind, encode
 from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples, result_of
 from strop.core.trainer.known import known
 from strop.core.trainer.logps import Reader, TokenLogps, reads_packed_apart
@@ -43,6 +43,9 @@ from strop.core.trainer.score import ScoreReader, SequenceScores
 from strop.core.trainer.tracking import tracked
 from strop.core.trainer.validation import Watch, held_back
 from strop.storage.errors import PluginError, StageError, did_you_mean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def train(job: TrainJob, progress: Progress = lambda _: None, ranks: Ranks = ALONE) -> TrainResult:
@@ -102,6 +105,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         requires,
         both,
         lambda policy: _frozen(policy, job, config, loaded, read),
+        objective.behind(table, both, loaded.tokenizer, limit, longest),
         max_length=limit,
         micro_batch_tokens=micro,
     )
@@ -175,6 +179,17 @@ class _Objective:
     def __call__(self, batch: Any) -> Loss:
         loss: Loss = self.plugin.call(self.config, {"batch": batch})
         return loss
+
+    def behind(
+        self, table: pa.Table, items: Sequence[Item], tokenizer: Any, max_length: int, longest: str
+    ) -> dict[str, list[Item]]:
+        """The items with the further prompts that the mark names. Raises StageError where one is then too long."""
+        if self.plugin.mark.behind is None:
+            return {}
+        return {
+            name: behind(table, text, items, tokenizer, max_length=max_length, longest=longest, setting=name)
+            for name, text in self.plugin.mark.behind(self.config).items()
+        }
 
     def corrupter(self, loaded: Loaded, read: Reader | ScoreReader, seed: int) -> Corrupter | None:
         corrupts = self.plugin.mark.corrupts

@@ -17,8 +17,16 @@ from strop.core.trainer.train import train
 SAMPLED: tuple[dict[str, Any], ...] = (
     {"select": {"use": "uniform", "problems": 6}},
     {"generate": {"use": "sample", "n": 4, "max_tokens": 8}},
-    {"verify": "answer"},
+    {"verify": "./mine.py:length"},
 )
+PLUGINS = """
+from strop.storage.tables import Score
+
+
+@stage("verify")
+def length(config: Nothing, *, rollouts):
+    return [Score(subject_id=r.rollout_id, verdict="fail", value=float(len(r.completion))) for r in rollouts]
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,6 @@ def loop(folder: Path, monkeypatch: Any, *stages: dict[str, Any], **top: Any) ->
     tiny_run.inline(monkeypatch)
     monkeypatch.setattr(training, "_in_own_process", trained)
     base = {"use": "huggingface", "model": str(trainer_tiny.make_policy(folder / "policy", seed=3))}
-    recipe = tiny_run.write(folder, [*SAMPLED, *stages], base=base, engine="hf", **{"rounds": 1, **top})
+    recipe = tiny_run.write(folder, [*SAMPLED, *stages], PLUGINS, base=base, engine="hf", **{"rounds": 1, **top})
     tiny_run.run(recipe, folder)
     return done

@@ -24,6 +24,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("synthesize", "weakness"): {"problems": 7, "threshold": 1.0},
     ("evaluate", "pass_at_k"): {"k": [1, 4]},
     ("engine", "openai"): {"base_urls": ["http://localhost:8000/v1"]},
+    ("objective", "t_reg"): {"better": "well {prompt}", "worse": "badly {prompt}"},
     ("engine", "scripted"): {"rules": [{"match": "", "replies": ["1", "2=2"]}]},
     ("task", "chain_arithmetic"): {"train": 12, "heldout_per_category": 1},
     ("task", "jsonl"): {"path": "problems.jsonl"},
