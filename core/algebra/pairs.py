@@ -149,6 +149,18 @@ def pair_loss(values: Tensor, margin: Tensor, batch: PairBatch) -> Loss:
     )
 
 
+def mean_of_kind(values: Tensor, kind: int, batch: PairBatch) -> Tensor:
+    """Mean over the step's pairs of that stratum of `values` [B] times their weights; 0 where the step has none.
+
+    Raises ValueError where the examples have no strata.
+    """
+    if batch.strata is None or batch.step_strata is None or bool((batch.strata < 0).any()):
+        raise ValueError('the pairs have no strata: the objective\'s mark asks for them with needs=("stratum",)')
+    here = batch.strata == kind
+    count = (batch.step_strata == kind).sum().clamp(min=1)
+    return (torch.where(here, values, 0.0) * batch.weights).sum() / count
+
+
 def anchored(loss: Loss, coefficient: float, batch: PairBatch) -> Loss:
     """The loss plus `coefficient` times the NLL of the chosen completions, averaged over the tokens of the step."""
     nll = -(batch.weights * sums(batch).chosen).sum() / batch.step_chosen_tokens

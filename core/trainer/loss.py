@@ -76,8 +76,12 @@ def step_rows(
         mismatched=None if mismatched is None else each(mismatched),
         entropy=known(entropy),
         targets=_targets(chosen, width, device),
-        strata=torch.tensor([item.stratum for item in chosen], dtype=torch.int64, device=device),
+        strata=_strata(chosen, device),
     )
+
+
+def _strata(items: Sequence[Item], device: str) -> Tensor:
+    return torch.tensor([item.stratum for item in items], dtype=torch.int64, device=device)
 
 
 def _targets(chosen: Sequence[Item], width: int, device: str) -> Tensor:
@@ -151,6 +155,8 @@ def _pairs(
         step_chosen_tokens=step.tokens,
         reference_logps=None if known.reference is None else sides(known.reference),
         old_logps=None if known.old is None else sides(known.old),
+        strata=_strata(chosen, device),
+        step_strata=_strata([items[i] for micro in step.micro for i in micro], device),
         behind={name: sides(policy) for name, policy in known.behind.items()},
         progress=progress,
     )

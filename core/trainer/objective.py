@@ -128,6 +128,10 @@ class PairBatch:
     """[B, T] chosen and [B, T'] rejected under the reference policy, when the mark requires 'reference'."""
     old_logps: tuple[Tensor, Tensor] | None = None
     """[B, T] and [B, T'] under the policy as training found it, when the mark requires 'old'."""
+    strata: Tensor | None = None
+    """[B] int64, of which kind a pair is; -1 where the example has none."""
+    step_strata: Tensor | None = None
+    """[P] the same of all pairs in the whole optimiser step."""
     behind: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """[B, T] and [B, T'] under the reference policy behind each of the further prompts that the mark names."""
     progress: float = 0.0

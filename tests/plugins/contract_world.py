@@ -97,7 +97,8 @@ def implicit(engine: Any, stage: str) -> RewardModel:
 def stored(numbered: tuple[int, Problem]) -> Problem:
     """The problem as the lake would hold it."""
     problem_id, problem = numbered
-    named = dataclasses.replace(problem, problem_id=problem_id, task="chain")
+    aux = json.dumps({"scope": ("in", "near", "out")[problem_id % 3], "query": problem_id // 2})
+    named = dataclasses.replace(problem, problem_id=problem_id, task="chain", aux=aux)
     return dataclasses.replace(named, problem_key=problem_key(named))
 
 
