@@ -22,7 +22,7 @@ from strop.core.trainer.encode import Item
 from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
 from strop.core.trainer.logps import Reader
-from strop.core.trainer.look import looking, step_entropy
+from strop.core.trainer.look import looking, step_entropy, step_logps
 from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
 from strop.core.trainer.ranks import is_sharded, whole
@@ -55,6 +55,8 @@ class Work:
     """Where the objective's mark has `corrupts`."""
     entropy: Reader | None
     """Reads the entropy of a step before it is taken, when the mark requires 'step_entropy'."""
+    logps: Reader | None
+    """Likewise its log-probabilities, when the mark requires 'step_logps'."""
     watch: Watch | None
     """Where examples are held back."""
     track: Tracked
@@ -202,6 +204,7 @@ def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
         reference=None if work.known.reference is None else [work.known.reference.logps[i][0] for i in members],
         mismatched=moved,
         entropy=None if work.entropy is None else step_entropy(work.items, step, work.entropy),
+        logps=None if work.logps is None else step_logps(work.items, step, work.logps),
         device=work.read.device,
     )
     return rows, {i: row for row, i in enumerate(members)}

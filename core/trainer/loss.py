@@ -53,6 +53,7 @@ def step_rows(
     reference: Sequence[Any] | None,
     mismatched: Sequence[float] | None,
     entropy: Sequence[Any] | None,
+    logps: Sequence[Any] | None,
     device: str,
 ) -> StepRows:
     """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T], like `entropy`."""
@@ -75,6 +76,7 @@ def step_rows(
         reference_logps=known(reference),
         mismatched=None if mismatched is None else each(mismatched),
         entropy=known(entropy),
+        logps=known(logps),
         targets=_targets(chosen, width, device),
         strata=_strata(chosen, device),
     )

@@ -41,6 +41,9 @@ class StepRows:
     entropy: Tensor | None = None
     """[S, T] of the policy's distribution at each target as it is before this step, without gradient; when the mark
     requires 'step_entropy'."""
+    logps: Tensor | None = None
+    """[S, T] of the targets under the policy as it is before this step, without gradient; when the mark requires
+    'step_logps'."""
     mismatched: Tensor | None = None
     """[S] log pi - log pi_reference, summed over a completion of another prompt put behind each prompt: without
     gradient, under the policy as it is before this step; when the mark requires 'mismatched'."""

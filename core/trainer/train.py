@@ -114,9 +114,10 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         held = elastic(job, config.ewc, loaded, read, max_length=limit, longest=longest)
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    entropy = None
-    if isinstance(read, Reader) and "step_entropy" in requires:
-        entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True))
+    entropy = logps = None
+    if isinstance(read, Reader):
+        entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True)) if "step_entropy" in requires else None
+        logps = read if "step_logps" in requires else None
     with tracked(job) if ranks.first else nullcontext(_silent) as track:
         work = Work(
             both,
@@ -127,6 +128,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
             stored,
             objective.corrupter(loaded, read, job.seed),
             entropy,
+            logps,
             _watch(config, both, len(items), len(steps), micro, read.packed),
             track,
             held,

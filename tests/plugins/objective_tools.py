@@ -35,6 +35,7 @@ def sequences(
     weights=None,
     strata=None,
     step_entropy=None,
+    step_logps=None,
     targets=None,
     progress=0.0,
     history=(),
@@ -52,6 +53,7 @@ def sequences(
         reference_logps=None if reference is None else tensor(reference),
         strata=None if strata is None else torch.as_tensor(strata),
         entropy=None if step_entropy is None else tensor(step_entropy),
+        logps=None if step_logps is None else tensor(step_logps),
         targets=None if targets is None else torch.as_tensor(targets),
     )
     return SequenceBatch(
