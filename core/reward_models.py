@@ -34,6 +34,11 @@ def models_before(session: Session, round: int, step: Step) -> list[Policy]:
     return [newest[label] for label in sorted(newest)]
 
 
+def keys_before(session: Session, round: int, step: Step) -> set[str]:
+    """Keys of the stage runs that made them, for the key of a stage that scores with them."""
+    return {key for model in models_before(session, round, step) for key in session.keys_of(model)}
+
+
 def reward_models(session: Session, round: int, step: Step, rollouts: Sequence[Rollout]) -> list[RewardModel]:
     """As the plugin is handed them, with what is known of the rollouts. Raises StageError where weights were pruned."""
     return [_model(session, policy, rollouts) for policy in models_before(session, round, step)]

@@ -13,6 +13,7 @@ from strop.core.replay import replayed
 from strop.core.seeds import derive
 from strop.core.session import Session
 from strop.core.trainer.config import Replay
+from strop.core.units import units
 from strop.storage.ids import stamp
 from strop.storage.tables import Policy, Row, StageRun, TokenLogps
 
@@ -120,10 +121,7 @@ def shared(table: pa.Table, share: float, seed: int) -> pa.Table:
     """A random share of the examples, whole groups, in their order; at least one."""
     import numpy as np
 
-    groups: dict[object, list[int]] = {}
-    for i, group in enumerate(table.column("group_id").to_pylist()):
-        groups.setdefault(("alone", i) if group is None else group, []).append(i)
-    units = list(groups.values())
-    count = max(1, round(share * len(units))) if units else 0
-    chosen = np.random.default_rng(derive(seed, "share")).permutation(len(units))[:count]
-    return table.take(sorted(i for unit in chosen for i in units[unit]))
+    members = units(table.column("group_id").to_pylist())
+    count = max(1, round(share * len(members))) if members else 0
+    chosen = np.random.default_rng(derive(seed, "share")).permutation(len(members))[:count]
+    return table.take(sorted(i for unit in chosen for i in members[unit]))

@@ -36,7 +36,7 @@ SETTINGS = """
 Learning rates, and the epochs of `sft` and `dpo`, are the best of two to six tries of one round with seed 0, all on
 the same rollouts; the variants of `dpo` share theirs but for the anchored one, and `hpt` has that of `grpo`. The rest
 is the papers' where the objective has a default; `kto` weighs good completions by three, as there are that many bad
-ones. `star` goes without its hints: a problem that every completion fails teaches nothing here. `hpt` alone is shown
+ones. `star` goes without its hints (`generate: hinted`), which a policy of this size cannot read. `hpt` alone is shown
 worked solutions.
 
 | method | build | objective | starts from | reference | lr | epochs | tokens a step |

@@ -16,6 +16,7 @@ import numpy as np
 
 from strop.core.seeds import derive
 from strop.core.trainer.encode import Encoded, Item
+from strop.core.units import units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,35 +80,26 @@ def plan(
     for epoch in range(epochs):
         for turn, chosen in enumerate(members):
             rng = np.random.default_rng(derive(seed, "order", epoch, *([turn] if turn else [])))
-            cuts = _cuts(items, _units(items, chosen), batch_tokens, rng)
+            cuts = _cuts(items, chosen, batch_tokens, rng)
             steps += [one_step(items, cut, micro_batch_tokens, packed) for cut in cuts]
     return steps
 
 
-def _cuts(
-    items: Sequence[Item], units: list[list[int]], batch_tokens: int, rng: np.random.Generator
-) -> list[list[int]]:
-    """The items of each step of one pass over the units."""
-    targets = np.array([sum(items[i].targets for i in unit) for unit in units])
-    lengths = np.array([max(items[i].length for i in unit) for unit in units])
+def _cuts(items: Sequence[Item], chosen: list[int], batch_tokens: int, rng: np.random.Generator) -> list[list[int]]:
+    """The items of each step of one pass over the chosen ones."""
+    groups = units(items[i].group_id if items[i].group_id >= 0 else None for i in chosen)
+    together = [[chosen[i] for i in unit] for unit in groups]
+    targets = np.array([sum(items[i].targets for i in unit) for unit in together])
+    lengths = np.array([max(items[i].length for i in unit) for unit in together])
     total = max(1, round(targets.sum() / batch_tokens))
     cuts: list[list[int]] = []
-    order = rng.permutation(len(units))
+    order = rng.permutation(len(together))
     chunks = max(1, round(total / STEPS_PER_CHUNK))
     for number, chunk in enumerate(_even(order, targets, chunks)):
         by_length = chunk[np.argsort(lengths[chunk], kind="stable")]
         n = total * (number + 1) // chunks - total * number // chunks
-        cuts += [[i for unit in piece for i in units[unit]] for piece in _even(by_length, targets, n)]
+        cuts += [[i for unit in piece for i in together[unit]] for piece in _even(by_length, targets, n)]
     return [cuts[i] for i in rng.permutation(len(cuts))]
-
-
-def _units(items: Sequence[Item], chosen: Sequence[int]) -> list[list[int]]:
-    """Items that must share a step: the members of a group, else one alone."""
-    groups: dict[object, list[int]] = {}
-    for index in chosen:
-        group = items[index].group_id
-        groups.setdefault(("group", group) if group >= 0 else index, []).append(index)
-    return list(groups.values())
 
 
 def _even(order: np.ndarray, size: np.ndarray, n: int) -> list[np.ndarray]:

@@ -25,6 +25,7 @@ from pydantic import NonNegativeFloat
 from strop.core import engine
 from strop.core.completions import loss_prompt
 from strop.core.plugin import Config, stage
+from strop.plugins.verify._asked import asked
 from strop.plugins.verify._verdict import unfit, unknown
 from strop.plugins.verify._weighed import weighed
 from strop.storage.errors import PluginError, did_you_mean
@@ -118,17 +119,7 @@ def _levels(rollouts: Sequence[Rollout], found: Said) -> dict[int, float]:
 
 def _scored(scorer: engine.Scorer, rollouts: Sequence[Rollout]) -> Said:
     pairs = [(loss_prompt(r), r.token_ids or r.completion) for r in rollouts]
-    ids = [r.rollout_id for r in rollouts]
-    try:
-        return dict(zip(ids, scorer.scores(pairs), strict=True))
-    except ValueError:  # one of them is too long for the model: which one?
-        found: Said = {}
-        for id, pair in zip(ids, pairs, strict=True):
-            try:
-                (found[id],) = scorer.scores([pair])
-            except ValueError as error:
-                found[id] = str(error)
-        return found
+    return dict(zip((r.rollout_id for r in rollouts), asked(scorer.scores, pairs), strict=True))
 
 
 def _implicit(model: engine.RewardModel, rollouts: Sequence[Rollout]) -> tuple[Said, list[TokenLogps]]:

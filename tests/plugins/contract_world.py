@@ -76,7 +76,7 @@ def world() -> dict[str, Any]:
         "champion": Examined(1, [], rates),
         "history": [],
         "metrics": [],
-        "verifiers": {},
+        "verifiers": {"answer": lambda rs: called(judge, judge.configure({}), {"rollouts": rs, "problems": problems})},
         "state": None,
         "split": "train",
         "seed": 11,
@@ -109,7 +109,7 @@ def sample_seed(problem: Problem, index: int) -> int:
 def engine_that_knows(problems: dict[int, Problem]) -> Any:
     """Half of what it says is right, and it says one wrong thing in several ways."""
     rules = [
-        {"match": f"^{re.escape(p.prompt)}$", "replies": [p.reference, f"0={p.reference}", "no", "1=100", "100"]}
+        {"match": rf"(^|\n){re.escape(p.prompt)}$", "replies": [p.reference, f"0={p.reference}", "no", "1=100", "100"]}
         for p in problems.values()
     ]
     judges_itself = {"match": "Proposed answer", "replies": ["A"]}

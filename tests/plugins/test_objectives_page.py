@@ -72,7 +72,7 @@ def test_the_objective_shown_is_one(tmp_path, monkeypatch):
     (tmp_path / "ahead.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     plugin = find("objective", "./ahead.py:ahead")
-    config = plugin.configure({"clip": 0.1})
+    config = plugin.configure({"high": 0.1})
     loss = check_cuts(lambda batch: plugin.call(config, {"batch": batch}))
     assert loss.value.item() != 0
 
