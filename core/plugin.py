@@ -384,7 +384,7 @@ class Mark:
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'). Objectives: what is to be computed for them,
     'reference' and 'old' (log-probabilities under these policies), 'entropy' (the policy's own, with its gradient),
     'step_entropy' and 'step_logps' (of the whole step's targets, before it), 'mismatched' (log-ratios of completions
-    behind other prompts)."""
+    behind other prompts), 'foresight' (slopes of what it reports along the gradient of the held-back loss)."""
     weights: bool = True
     """Bases: whether the policy it gives has weights. Engines: whether they need them."""
     alone: bool = False

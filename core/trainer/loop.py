@@ -19,6 +19,7 @@ from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
 from strop.core.trainer.elastic import Elastic
 from strop.core.trainer.encode import Item
+from strop.core.trainer.foresight import slopes
 from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
 from strop.core.trainer.logps import Reader
@@ -61,6 +62,8 @@ class Work:
     """Where examples are held back."""
     track: Tracked
     """Shows a step's metrics elsewhere."""
+    foresees: bool
+    """Whether the objective's mark requires 'foresight'."""
     elastic: Elastic | None
     """Where something is to be kept."""
 
@@ -110,7 +113,7 @@ def _look(work: Work, step: Step, before: list[dict[str, float]]) -> float:
     ranks, losses = work.read.ranks, dict[int, float]()
     with looking(work.read.policy):
         for number, counts in ranks.mine(len(step.micro)):
-            loss = _loss(work, work.items, step, number, rows, 1.0, before)
+            loss = _loss(work, work.items, step, number, rows, 1.0, before, held_back=True)
             if counts:
                 losses[number] = float(loss.value)
     return float(sum(ranks.collected(losses)))
@@ -124,6 +127,7 @@ def _loss(
     rows: tuple[StepRows, dict[int, int]] | None,
     progress: float,
     before: Sequence[Mapping[str, float]],
+    held_back: bool = False,
 ) -> Loss:
     return micro_loss(
         step.micro[number],
@@ -135,6 +139,7 @@ def _loss(
         objective=work.objective,
         progress=progress,
         history=tuple(before),
+        held_back=held_back,
     )
 
 
@@ -153,6 +158,7 @@ def _optimise(
     optimizer.zero_grad(set_to_none=True)
     rows = _whole(work, step)
     items = work.items if work.corrupter is None else work.corrupter.step(work.items, step, index, progress)
+    ahead = _foreseen(work, items, step, rows, progress, before) if work.foresees else {}
     ranks, losses = work.read.ranks, dict[int, Loss]()
     for number, counts in ranks.mine(len(step.micro)):
         loss = _loss(work, items, step, number, rows, progress, before)
@@ -169,7 +175,30 @@ def _optimise(
     optimizer.step()
     total = sum(value for value, _ in found) + sum(held.values())
     told = {"loss": total, "lr": rate, "grad_norm": norm, "tokens": step.targets}
-    return told | held | _added(more for _, more in found)
+    return told | held | ahead | _added(more for _, more in found)
+
+
+def _foreseen(
+    work: Work,
+    items: Sequence[Item] | Mapping[int, Item],
+    step: Step,
+    rows: tuple[StepRows, dict[int, int]] | None,
+    progress: float,
+    before: Sequence[Mapping[str, float]],
+) -> dict[str, float]:
+    """How what the objective reports of the step goes along with its loss on the examples held back."""
+    assert work.watch is not None
+    watched = work.watch.step
+    apart = _whole(work, watched)
+    return slopes(
+        step,
+        lambda number: _loss(work, items, step, number, rows, progress, before),
+        watched,
+        lambda number: _loss(work, work.items, watched, number, apart, progress, before, held_back=True),
+        work.trained,
+        work.read.policy,
+        work.read.ranks,
+    )
 
 
 def _clip(parameters: Collection[torch.nn.Parameter], most: float) -> float:

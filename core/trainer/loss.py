@@ -105,6 +105,7 @@ def micro_loss(
     objective: Callable[[Any], Loss],
     progress: float,
     history: Sequence[Mapping[str, float]],
+    held_back: bool = False,
 ) -> Loss:
     """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
     if isinstance(read, ScoreReader):
@@ -124,6 +125,7 @@ def micro_loss(
             step=rows,
             rows=at,
             entropy=seen.entropy,
+            held_back=held_back,
             progress=progress,
             history=history,
         )

@@ -69,6 +69,8 @@ class SequenceBatch:
     """[B] int64: which of the step's sequences these are."""
     entropy: Tensor | None = None
     """[B, T] of the policy's distribution at each target, with its gradient, when the mark requires 'entropy'."""
+    held_back: bool = False
+    """Whether these are the examples of `train.validation`, which are looked at and not trained on."""
     progress: float = 0.0
     """Share of this training's optimiser steps that are done: 0 in the first, just below 1 in the last."""
     history: Sequence[Mapping[str, float]] = ()

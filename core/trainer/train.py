@@ -131,6 +131,7 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
             logps,
             _watch(config, both, len(items), len(steps), micro, read.packed),
             track,
+            "foresight" in requires,
             held,
         )
         metrics = run(job, config, work, progress)
@@ -212,6 +213,11 @@ def _objective(job: TrainJob) -> _Objective:
                 f"objective {job.objective!r} needs {name!r}: no such column{did_you_mean(name, COLUMNS)}"
             )
     requires = plugin.mark.required(config)
+    if "foresight" in requires and job.train.get("validation") is None:
+        raise StageError(
+            f"objective {job.objective!r} goes by examples held back, and there are none: write validation, e.g. "
+            "{share: 0.1, patience: 1000}"
+        )
     if "reference" in requires and job.reference is None:
         raise StageError(f"objective {job.objective!r} requires a reference policy, and the job names none")
     return _Objective(plugin, config, needs, requires)
