@@ -82,6 +82,9 @@ class Train(Config):
     """The policy training starts from: the champion, the last round's candidate, or the base policy."""
     reference: Literal["init", "base", "previous", "champion"] = "init"
     """The frozen reference policy, read only when the objective requires one; 'init' = where training starts."""
+    reward_model: Annotated[str | None, LATER] = None
+    """Name of the `train_reward` stage whose newest model scores the tokens, read only where the objective requires it;
+    null = the one that fits."""
     data_window: PositiveInt | Literal["all"] = 1
     """Rounds whose examples are trained on, counted back from this one."""
     replay: Annotated[Replay | None, LATER] = None
@@ -162,7 +165,7 @@ class TrainReward(Train):
 
     objective: str | dict[str, Any] = "bradley_terry"
     """The objective plugin: one with a score head, or one with a reference and a `beta`, whose policy is an implicit
-    reward model: beta times the log-ratio to the reference."""
+    reward model: beta times the log-ratio to the reference. One of SFT rows gives the log-ratio itself."""
     init_from: Literal["champion", "previous", "base"] = "base"
     """The policy training starts from: the champion, the base policy, or this stage's own last reward model (the base
     where there is none yet)."""

@@ -59,6 +59,8 @@ class Item:
     """Of each sequence's completion, where they are known already."""
     stratum: int = -1
     """Which part of its group it belongs to; -1 where the example has none."""
+    scorer_logps: tuple[FloatArray | None, FloatArray | None] = (None, None)
+    """Of the completion under an implicit reward model and under its reference, where they are known already."""
 
     @property
     def length(self) -> int:
@@ -164,7 +166,7 @@ def _item(
     return Item(
         example_id=row["example_id"],
         sequences=tuple(
-            _sequence(
+            encoded(
                 prompt,
                 texts[row[name] or ""] if row[f"{name}_token_ids"] is None else row[f"{name}_token_ids"],
                 row["loss_spans"],
@@ -179,6 +181,10 @@ def _item(
         behaviour_logps=_floats(behaviour),
         reference_logps=tuple(_floats(row[f"{name}_reference_logps"]) for name in names),
         stratum=-1 if row["stratum"] is None else row["stratum"],
+        scorer_logps=(
+            _floats(row["completion_scorer_logps"]),
+            _floats(row["completion_scorer_reference_logps"]),
+        ),
     )
 
 
@@ -186,9 +192,10 @@ def _floats(values: Sequence[float] | None) -> FloatArray | None:
     return None if values is None else np.asarray(values, dtype=np.float32)
 
 
-def _sequence(
-    prompt: list[int], ids: list[int], spans: list[int] | None, tokenizer: PreTrainedTokenizerBase
+def encoded(
+    prompt: list[int], ids: Sequence[int], spans: list[int] | None, tokenizer: PreTrainedTokenizerBase
 ) -> Encoded:
+    """A prompt and a completion, covered where its characters meet the spans, or whole."""
     if spans:
         ends = piece_ends(ids, tokenizer)
         covered = [_overlaps(a, b, spans) for a, b in zip([0, *ends], ends, strict=False)]

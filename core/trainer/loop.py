@@ -29,6 +29,7 @@ from strop.core.trainer.objective import Loss, StepRows
 from strop.core.trainer.ranks import is_sharded, whole
 from strop.core.trainer.score import ScoreReader
 from strop.core.trainer.state import restore, save
+from strop.core.trainer.token_score import TokenReader
 from strop.core.trainer.tracking import Tracked
 from strop.core.trainer.validation import Watch
 from strop.storage.errors import StageError
@@ -49,7 +50,7 @@ class Work:
     steps: list[Step]
     trained: dict[str, torch.nn.Parameter]
     """The parameters in training, by name."""
-    read: Reader | ScoreReader
+    read: Reader | ScoreReader | TokenReader
     objective: Callable[[Any], Loss]
     known: Known
     corrupter: Corrupter | None
@@ -224,16 +225,19 @@ def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
     """The step's sequences, and the row of each item among them; None for pairs and scores: they have no statistics."""
     members = [i for micro in step.micro for i in micro]
-    if isinstance(work.read, ScoreReader) or len(work.items[members[0]].sequences) == 2:
+    if not isinstance(work.read, Reader) or len(work.items[members[0]].sequences) == 2:
         return None
     moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.read)
+    scores = work.known.token_scores
     rows = step_rows(
         [work.items[i] for i in members],
         old=None if work.known.old is None else [work.known.old.logps[i][0] for i in members],
         reference=None if work.known.reference is None else [work.known.reference.logps[i][0] for i in members],
+        old_values=None if work.known.old_values is None else [work.known.old_values.logps[i][0] for i in members],
         mismatched=moved,
         entropy=None if work.entropy is None else step_entropy(work.items, step, work.entropy),
         logps=None if work.logps is None else step_logps(work.items, step, work.logps),
+        token_scores=None if scores is None else [scores.logps[i][0] for i in members],
         device=work.read.device,
     )
     return rows, {i: row for row, i in enumerate(members)}

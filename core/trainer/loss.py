@@ -4,31 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from strop.core.trainer.batches import Step, runs
-from strop.core.trainer.encode import Item
+from strop.core.trainer.encode import Encoded, Item
 from strop.core.trainer.logps import Reader
 from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRows
+from strop.core.trainer.ranks import Ranks
 from strop.core.trainer.score import ScoreReader, scored_loss
+from strop.core.trainer.token_score import TokenReader
 
 if TYPE_CHECKING:
     from strop.core.trainer.known import Known
 
 
+class Numbers(Protocol):
+    """A model, and how it gives each token a number."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether it reads sequences one after the other, without padding."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the work out."""
+        ...
+
+    def numbers(self, sequences: Sequence[Encoded]) -> Tensor:
+        """[B, T] zero where the mask is zero."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The reference policy's log-probabilities of every item, computed once."""
+    """What a frozen policy makes of every item, computed once: log-probabilities, or another number a target."""
 
     logps: list[tuple[np.ndarray[Any, Any], ...]]
     """Per item and side: [T] zero where the loss covers nothing."""
 
 
-def reference_logps(items: Sequence[Item], read: Reader, *, micro_batch_tokens: int) -> Reference:
+def reference_logps(items: Sequence[Item], read: Numbers, *, micro_batch_tokens: int) -> Reference:
     """One pass over the items, longest last, in the order of their lengths."""
     found: list[list[Any]] = [[None] * len(item.sequences) for item in items]
     flat = [(i, side) for i, item in enumerate(items) for side in range(len(item.sequences))]
@@ -39,7 +59,7 @@ def reference_logps(items: Sequence[Item], read: Reader, *, micro_batch_tokens: 
     for number, _ in read.ranks.mine(len(parts)):
         run = parts[number]
         with torch.no_grad():
-            logps = read(sequences[run.start : run.stop]).logps.cpu().numpy()
+            logps = read.numbers(sequences[run.start : run.stop]).cpu().numpy()
         own.update({at: row[: len(sequences[at].mask)].copy() for row, at in zip(logps, run, strict=True)})
     for (i, side), values in zip(flat, read.ranks.collected(own), strict=True):
         found[i][side] = values
@@ -51,12 +71,15 @@ def step_rows(
     *,
     old: Sequence[Any] | None,
     reference: Sequence[Any] | None,
+    old_values: Sequence[Any] | None,
     mismatched: Sequence[float] | None,
     entropy: Sequence[Any] | None,
     logps: Sequence[Any] | None,
+    token_scores: Sequence[Any] | None,
     device: str,
 ) -> StepRows:
-    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T], like `entropy`."""
+    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T], like `entropy`,
+    `old_values` and `token_scores`."""
     mask = _padded([item.sequences[0].mask for item in chosen], 0.0, device)
     width = mask.shape[1]
 
@@ -74,9 +97,11 @@ def step_rows(
         behaviour_logps=known([item.behaviour_logps for item in chosen]),
         old_logps=known(old),
         reference_logps=known(reference),
+        old_values=known(old_values),
         mismatched=None if mismatched is None else each(mismatched),
         entropy=known(entropy),
         logps=known(logps),
+        token_scores=known(token_scores),
         targets=_targets(chosen, width, device),
         strata=_strata(chosen, device),
     )
@@ -101,7 +126,7 @@ def micro_loss(
     step: Step,
     whole: tuple[StepRows, dict[int, int]] | None,
     known: Known,
-    read: Reader | ScoreReader,
+    read: Reader | ScoreReader | TokenReader,
     objective: Callable[[Any], Loss],
     progress: float,
     history: Sequence[Mapping[str, float]],
@@ -110,6 +135,8 @@ def micro_loss(
     """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
     if isinstance(read, ScoreReader):
         return scored_loss(members, items, step, read, objective)
+    if isinstance(read, TokenReader):
+        return read.loss(members, items, step, objective)
     if whole is None:
         return objective(_pairs(members, items, step, known, read, progress))
     rows, place = whole
@@ -126,6 +153,7 @@ def micro_loss(
             rows=at,
             entropy=seen.entropy,
             held_back=held_back,
+            head_values=seen.values,
             progress=progress,
             history=history,
         )

@@ -9,6 +9,7 @@ from objective_tools import check_cuts
 
 from strop.core.recipe import load
 from strop.core.registry import builtin_names, find
+from strop.core.token_scoring import scored_by
 
 PAGE = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
 RECIPE = """
@@ -55,15 +56,23 @@ def test_the_recipe_with_a_reward_model_is_one(tmp_path):
     assert (by_kind["verify"].name, by_kind["train_reward"].mark.head) == ("reward_model", "score")
 
 
+def test_the_recipe_with_token_scores_is_one(tmp_path):
+    (lines,) = re.findall(r"```yaml\n(.*?)```", section("Token scores"), re.DOTALL)
+    (tmp_path / "page.yaml").write_text(RECIPE + lines)
+    recipe = load(str(tmp_path / "page.yaml"))
+    scorer = scored_by(recipe.round[-1], recipe.round)
+    assert (recipe.round[-1].name, scorer.name) == ("prime", "implicit_reward")
+
+
 PAGE_RECIPES = [lines for lines in blocks("yaml") if "train_reward" not in lines]
 
 
-@pytest.mark.parametrize("lines", PAGE_RECIPES, ids=["grpo", "dpo", "trl"])
+@pytest.mark.parametrize("lines", PAGE_RECIPES, ids=["grpo", "dpo", "ppo", "trl"])
 def test_the_recipes_are_ones(tmp_path, lines):
     (tmp_path / "page.yaml").write_text(RECIPE + lines)
     recipe = load(str(tmp_path / "page.yaml"))
     assert [step.kind for step in recipe.round][-2:] == ["build", "train"]
-    assert recipe.round[-1].plugin.mark.required(recipe.round[-1].objective) == {"reference"}
+    assert "reference" in recipe.round[-1].plugin.mark.required(recipe.round[-1].objective)
     assert yaml.safe_load(lines)
 
 
