@@ -383,9 +383,10 @@ class Mark:
     requires: frozenset[str] = frozenset()
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'). Objectives: what is to be computed for them,
     'reference' and 'old' (log-probabilities under these policies), 'entropy' (the policy's own, with its gradient),
-    'step_entropy' (of the whole step's targets, before it), 'mismatched' (log-ratios of completions behind other
-    prompts), 'values' (of a value head beside the policy, trained with it), 'token_scores' (what a reward model of the
-    recipe makes of each token)."""
+    'step_entropy' and 'step_logps' (of the whole step's targets, before it), 'mismatched' (log-ratios of completions
+    behind other prompts), 'values' (of a value head beside the policy, trained with it), 'token_scores' (what a reward
+    model of the recipe makes of each token), 'foresight' (slopes of what it reports along the gradient of the held-back
+    loss)."""
     weights: bool = True
     """Bases: whether the policy it gives has weights. Engines: whether they need them."""
     alone: bool = False
@@ -396,6 +397,11 @@ class Mark:
     """Objectives: what is required only where this setting is neither 0 nor null nor false."""
     corrupts: Callable[[Any, float], Any] | None = None
     """Objectives: (config, share of training done) -> `Corruption` (strop.core.corruption) of what the policy reads."""
+    behind: Callable[[Any], Mapping[str, str]] | None = None
+    """Objectives: (config) -> further prompts, by the setting that has their text, with `{prompt}` where the example's
+    own stands. The reference policy reads every completion behind each of them too."""
+    in_turns: bool = False
+    """Objectives: examples of different strata never share a step; every epoch goes through the strata in order."""
     head: str | None = None
     """Objectives: 'score' where the model gives one number a completion instead of log-probabilities, 'token' where it
     gives one a token."""
@@ -426,6 +432,8 @@ def stage(
     requires_if: Mapping[str, str] | None = None,
     corrupts: Callable[[Any, float], Any] | None = None,
     head: str | None = None,
+    in_turns: bool = False,
+    behind: Callable[[Any], Mapping[str, str]] | None = None,
     scored_by: str | None = None,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
@@ -463,7 +471,9 @@ def stage(
             _check_each(where, config, handles)
         if head not in (None, "score", "token"):
             raise PluginError(f"{where}: the head of an objective is 'score', 'token' or none, got {head!r}")
-        if head is not None and (requires or requires_if or corrupts):
+        if behind is not None and "reference" not in requires:
+            raise PluginError(f"{where}: the reference policy reads what is `behind` other prompts: require it")
+        if head is not None and (requires or requires_if or corrupts or behind):
             raise PluginError(f"{where}: with a head there are no log-probabilities to require, nor to corrupt")
         if examples == "pair" and "values" in (*requires, *(requires_if or {})):
             raise PluginError(f"{where}: values are of single completions: the mark says examples='group', or 'sft'")
@@ -487,6 +497,8 @@ def stage(
             tuple(imports),
             dict(requires_if or {}),
             corrupts,
+            behind,
+            in_turns,
             head,
             scored_by,
         )

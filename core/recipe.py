@@ -303,6 +303,8 @@ def _train_step(kind: str, value: Any, at: Location, source: Source, folder: Pat
     plugin, objective = _configured("objective", use, objective_settings, (*at, "objective"), source, folder)
     if (why := _unfit(kind, plugin)) is not None:
         raise source.error((*at, "objective"), why)
+    if config.ewc is not None and plugin.mark.head is not None:
+        raise source.error((*at, "ewc"), f"ewc goes by log-probabilities, and {plugin.name!r} has none: leave it out")
     name = name or plugin.name
     return Step(f"{kind}.{name}" if repeated else kind, kind, name, plugin, config, objective, location=at)
 

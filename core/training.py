@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from strop.core.events import Event, StepResult
 from strop.core.gating import policy_called
+from strop.core.keeping import kept_sample
 from strop.core.recipe import Step, canonical_json
 from strop.core.reward_models import TokenScores, token_scores
 from strop.core.session import Session
@@ -59,10 +60,13 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     if not table.num_rows or unscored:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
         return session.finished(step, round, started)
+    kept = None
+    if isinstance(config, Train) and config.ewc is not None:
+        kept = kept_sample(session, config.ewc, round, table, run.seed)
     session.workers.release()  # and their engines: training finds the memory free
     session.verifiers.release()
     try:
-        job = _job(session, run, step, config, init, reference, scores, table, work)
+        job = _job(session, run, step, config, init, reference, scores, table, kept, work)
         result = _in_own_process(session, job, round, step)
     except StageError as error:
         raise StageError(f"round {round}, {step.label}: {error}") from error
@@ -124,6 +128,7 @@ def _job(
     reference: Policy | None,
     scores: TokenScores | None,
     examples: pa.Table,
+    kept: pa.Table | None,
     work: Path,
 ) -> TrainJob:
     return TrainJob(
@@ -131,6 +136,7 @@ def _job(
         reference=session.directory(reference) if reference else None,
         scorer=None if scores is None else _scorer(session, scores),
         examples=write_examples(work / "examples.parquet", examples),
+        kept=None if kept is None else write_examples(work / "kept.parquet", kept),
         output=work / "policy",
         work=work / "checkpoints",
         objective=_objective(step),

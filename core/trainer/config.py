@@ -54,6 +54,25 @@ class Validation(Config):
     """Looks without a lower loss until training stops. The parameters of the best look are the result."""
 
 
+class Ewc(Config):
+    """Elastic weight consolidation: what a sample of completions depends on is held near where training starts."""
+
+    weight: PositiveFloat
+    """Of half the squared changes of the weights, each times its Fisher information."""
+    sample: str = "earlier"
+    """The completions: 'earlier' = examples of this run's earlier rounds, in round 1 none; 'trained' = those trained
+    on; or a file with one JSON object a line, `prompt` and `completion`, whose path starts at the recipe's folder."""
+    examples: PositiveInt = 256
+    """Most completions, drawn at random. Each is a backward pass of its own before the first step."""
+
+    @field_validator("sample")
+    @classmethod
+    def _is_known(cls, sample: str) -> str:
+        if sample not in ("earlier", "trained") and not sample.endswith(".jsonl"):
+            raise ValueError(f"'earlier', 'trained' or a file that ends in .jsonl is expected, got {sample!r}")
+        return sample
+
+
 class Train(Config):
     """Configuration of the `train` stage."""
 
@@ -85,6 +104,8 @@ class Train(Config):
     """Share of the steps in which the learning rate rises from zero."""
     validation: Annotated[Validation | None, LATER] = None
     """Hold some examples back and stop when the loss on them no longer falls; null = train all epochs."""
+    ewc: Annotated[Ewc | None, LATER] = None
+    """Hold on to what other completions depend on, under any objective; null = the weights move freely."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, on matrices only."""
     max_grad_norm: PositiveFloat = 1.0
@@ -128,6 +149,14 @@ class Train(Config):
     def _has_rounds_to_draw_from(self) -> Train:
         if self.replay is not None and self.data_window == 1:
             raise ValueError("replay draws from earlier rounds: set data_window to how many, or to all")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_what_it_can(self) -> Train:
+        if self.ewc is not None and self.lora is not None and self.lora.dora:
+            raise ValueError("ewc goes by what adapters add, and dora also scales the weights: write dora: false")
+        if self.ewc is not None and self.lora is not None and self.shard:
+            raise ValueError("ewc with adapters needs the weights whole on each process: write shard: false")
         return self
 
 

@@ -101,6 +101,30 @@ def encode(table: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_length: i
     return items
 
 
+def behind(
+    table: pa.Table,
+    text: str,
+    items: Sequence[Item],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    longest: str,
+    setting: str,
+) -> list[Item]:
+    """The items, made of the rows, once more with the prompt that `text` makes of theirs, which is its `{prompt}`.
+
+    Raises StageError as `encode`, naming the setting that has the text.
+    """
+    prompts = [text.replace("{prompt}", prompt) for prompt in table.column("prompt").to_pylist()]
+    at = table.column_names.index("prompt")
+    try:
+        made = encode(table.set_column(at, "prompt", [prompts]), tokenizer, max_length=max_length, longest=longest)
+    except StageError as error:
+        raise StageError(f"behind the prompt of `{setting}`: {error}") from error
+    by_id = {item.example_id: item for item in made}
+    return [by_id[item.example_id] for item in items]
+
+
 def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of rendered prompts: BOS in front where the tokenizer sets one and the text does not bring its own."""
     distinct = list(dict.fromkeys(prompts))

@@ -82,6 +82,8 @@ class TrainJob:
     """When the objective's mark requires 'token_scores'."""
     examples: Path
     """Parquet file as `write_examples` writes it."""
+    kept: Path | None = None
+    """Such a file of what `train.ewc` is to keep; None where there is nothing."""
     output: Path
     """Directory to write the new policy to; must not exist yet."""
     work: Path
@@ -110,7 +112,8 @@ class TrainJob:
         parts = dataclasses.asdict(self)
         for name in ("output", "work", "track", "title", "logs"):
             del parts[name]
-        parts["examples"] = hashlib.blake2b(self.examples.read_bytes(), digest_size=16).hexdigest()
+        for name, path in (("examples", self.examples), ("kept", self.kept)):
+            parts[name] = path and hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
         return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 

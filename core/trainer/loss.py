@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRow
 from strop.core.trainer.ranks import Ranks
 from strop.core.trainer.score import ScoreReader, scored_loss
 from strop.core.trainer.token_score import TokenReader
+
+if TYPE_CHECKING:
+    from strop.core.trainer.known import Known
 
 
 class Numbers(Protocol):
@@ -71,6 +74,7 @@ def step_rows(
     old_values: Sequence[Any] | None,
     mismatched: Sequence[float] | None,
     entropy: Sequence[Any] | None,
+    logps: Sequence[Any] | None,
     token_scores: Sequence[Any] | None,
     device: str,
 ) -> StepRows:
@@ -96,10 +100,15 @@ def step_rows(
         old_values=known(old_values),
         mismatched=None if mismatched is None else each(mismatched),
         entropy=known(entropy),
+        logps=known(logps),
         token_scores=known(token_scores),
         targets=_targets(chosen, width, device),
-        strata=torch.tensor([item.stratum for item in chosen], dtype=torch.int64, device=device),
+        strata=_strata(chosen, device),
     )
+
+
+def _strata(items: Sequence[Item], device: str) -> Tensor:
+    return torch.tensor([item.stratum for item in items], dtype=torch.int64, device=device)
 
 
 def _targets(chosen: Sequence[Item], width: int, device: str) -> Tensor:
@@ -116,12 +125,12 @@ def micro_loss(
     items: Sequence[Item] | Mapping[int, Item],
     step: Step,
     whole: tuple[StepRows, dict[int, int]] | None,
-    old: Reference | None,
-    reference: Reference | None,
+    known: Known,
     read: Reader | ScoreReader | TokenReader,
     objective: Callable[[Any], Loss],
     progress: float,
     history: Sequence[Mapping[str, float]],
+    held_back: bool = False,
 ) -> Loss:
     """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
     if isinstance(read, ScoreReader):
@@ -129,7 +138,7 @@ def micro_loss(
     if isinstance(read, TokenReader):
         return read.loss(members, items, step, objective)
     if whole is None:
-        return objective(_pairs(members, items, step, old, reference, read, progress))
+        return objective(_pairs(members, items, step, known, read, progress))
     rows, place = whole
     seen = read([items[i].sequences[0] for i in members])
     at = torch.tensor([place[i] for i in members], device=read.device)
@@ -143,6 +152,7 @@ def micro_loss(
             step=rows,
             rows=at,
             entropy=seen.entropy,
+            held_back=held_back,
             head_values=seen.values,
             progress=progress,
             history=history,
@@ -154,8 +164,7 @@ def _pairs(
     members: Sequence[int],
     items: Sequence[Item] | Mapping[int, Item],
     step: Step,
-    old: Reference | None,
-    reference: Reference | None,
+    known: Known,
     read: Reader,
     progress: float,
 ) -> PairBatch:
@@ -163,9 +172,7 @@ def _pairs(
     both = read([item.sequences[side] for side in (0, 1) for item in chosen])
     n, width = len(chosen), both.mask.shape[1]
 
-    def known(policy: Reference | None) -> tuple[Tensor, Tensor] | None:
-        if policy is None:
-            return None
+    def sides(policy: Reference) -> tuple[Tensor, Tensor]:
         first, second = (_padded([policy.logps[i][side] for i in members], 0.0, device, width) for side in (0, 1))
         return first, second
 
@@ -178,8 +185,11 @@ def _pairs(
         margins=torch.tensor([item.margin for item in chosen], dtype=torch.float32, device=device),
         step_pairs=step.sequences,
         step_chosen_tokens=step.tokens,
-        reference_logps=known(reference),
-        old_logps=known(old),
+        reference_logps=None if known.reference is None else sides(known.reference),
+        old_logps=None if known.old is None else sides(known.old),
+        strata=_strata(chosen, device),
+        step_strata=_strata([items[i] for micro in step.micro for i in micro], device),
+        behind={name: sides(policy) for name, policy in known.behind.items()},
         progress=progress,
     )
 

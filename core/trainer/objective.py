@@ -51,6 +51,9 @@ class StepRows:
     entropy: Tensor | None = None
     """[S, T] of the policy's distribution at each target as it is before this step, without gradient; when the mark
     requires 'step_entropy'."""
+    logps: Tensor | None = None
+    """[S, T] of the targets under the policy as it is before this step, without gradient; when the mark requires
+    'step_logps'."""
     mismatched: Tensor | None = None
     """[S] log pi - log pi_reference, summed over a completion of another prompt put behind each prompt: without
     gradient, under the policy as it is before this step; when the mark requires 'mismatched'."""
@@ -80,6 +83,8 @@ class SequenceBatch:
     """[B, T] of the policy's distribution at each target, with its gradient, when the mark requires 'entropy'."""
     head_values: Tensor | None = None
     """See `values`; None unless the mark requires them."""
+    held_back: bool = False
+    """Whether these are the examples of `train.validation`, which are looked at and not trained on."""
     progress: float = 0.0
     """Share of this training's optimiser steps that are done: 0 in the first, just below 1 in the last."""
     history: Sequence[Mapping[str, float]] = ()
@@ -158,6 +163,12 @@ class PairBatch:
     """[B, T] chosen and [B, T'] rejected under the reference policy, when the mark requires 'reference'."""
     old_logps: tuple[Tensor, Tensor] | None = None
     """[B, T] and [B, T'] under the policy as training found it, when the mark requires 'old'."""
+    strata: Tensor | None = None
+    """[B] int64, of which kind a pair is; -1 where the example has none."""
+    step_strata: Tensor | None = None
+    """[P] the same of all pairs in the whole optimiser step."""
+    behind: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """[B, T] and [B, T'] under the reference policy behind each of the further prompts that the mark names."""
     progress: float = 0.0
     """Share of this training's optimiser steps that are done."""
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,7 +21,8 @@ from strop.core.trainer.batches import one_step, plan
 from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
-from strop.core.trainer.encode import Item, encode
+from strop.core.trainer.elastic import elastic
+from strop.core.trainer.encode import Item, behind, encode
 from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples, result_of
 from strop.core.trainer.known import known
 from strop.core.trainer.logps import Reader, TokenLogps, reads_packed_apart
@@ -45,6 +46,9 @@ from strop.core.trainer.token_score import NAME, TokenReader, freeze_output, tok
 from strop.core.trainer.tracking import tracked
 from strop.core.trainer.validation import Watch, held_back
 from strop.storage.errors import PluginError, StageError, did_you_mean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VALUE = "value"
 """What the head of a critic is called in the policy's directory."""
@@ -107,22 +111,28 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         micro_batch_tokens=micro,
         seed=job.seed,
         packed=read.packed,
+        in_turns=objective.plugin.mark.in_turns,
     )
     stored = known(
         job,
         requires,
         both,
         lambda policy: _frozen(policy, job, config, loaded, read),
+        objective.behind(table, both, loaded.tokenizer, limit, longest),
         max_length=limit,
         micro_batch_tokens=micro,
     )
+    held = None
+    if config.ewc is not None and job.kept is not None and isinstance(read, Reader):
+        held = elastic(job, config.ewc, loaded, read, max_length=limit, longest=longest)
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
     for at, module in heads.items():
         trained |= {f"{at}_head.{name}": p for name, p in module.named_parameters()}
-    entropy = None
-    if isinstance(read, Reader) and "step_entropy" in requires:
-        entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True))
+    entropy = logps = None
+    if isinstance(read, Reader):
+        entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True)) if "step_entropy" in requires else None
+        logps = read if "step_logps" in requires else None
     with tracked(job) if ranks.first else nullcontext(_silent) as track:
         work = Work(
             both,
@@ -133,8 +143,11 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
             stored,
             objective.corrupter(loaded, read, job.seed),
             entropy,
+            logps,
             _watch(config, both, len(items), len(steps), micro, read.packed),
             track,
+            "foresight" in requires,
+            held,
         )
         metrics = run(job, config, work, progress)
     result = result_of(
@@ -186,6 +199,17 @@ class _Objective:
         loss: Loss = self.plugin.call(self.config, {"batch": batch})
         return loss
 
+    def behind(
+        self, table: pa.Table, items: Sequence[Item], tokenizer: Any, max_length: int, longest: str
+    ) -> dict[str, list[Item]]:
+        """The items with the further prompts that the mark names. Raises StageError where one is then too long."""
+        if self.plugin.mark.behind is None:
+            return {}
+        return {
+            name: behind(table, text, items, tokenizer, max_length=max_length, longest=longest, setting=name)
+            for name, text in self.plugin.mark.behind(self.config).items()
+        }
+
     def corrupter(self, loaded: Loaded, read: object, seed: int) -> Corrupter | None:
         corrupts = self.plugin.mark.corrupts
         if corrupts is None or not isinstance(read, Reader):
@@ -205,6 +229,11 @@ def _objective(job: TrainJob) -> _Objective:
                 f"objective {job.objective!r} needs {name!r}: no such column{did_you_mean(name, COLUMNS)}"
             )
     requires = plugin.mark.required(config)
+    if "foresight" in requires and job.train.get("validation") is None:
+        raise StageError(
+            f"objective {job.objective!r} goes by examples held back, and there are none: write validation, e.g. "
+            "{share: 0.1, patience: 1000}"
+        )
     if "reference" in requires and job.reference is None:
         raise StageError(f"objective {job.objective!r} requires a reference policy, and the job names none")
     if "token_scores" in requires and job.scorer is None:

@@ -24,6 +24,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("synthesize", "weakness"): {"problems": 7, "threshold": 1.0},
     ("evaluate", "pass_at_k"): {"k": [1, 4]},
     ("engine", "openai"): {"base_urls": ["http://localhost:8000/v1"]},
+    ("objective", "t_reg"): {"better": "well {prompt}", "worse": "badly {prompt}"},
     ("engine", "scripted"): {"rules": [{"match": "", "replies": ["1", "2=2"]}]},
     ("task", "chain_arithmetic"): {"train": 12, "heldout_per_category": 1},
     ("task", "jsonl"): {"path": "problems.jsonl"},
@@ -96,7 +97,8 @@ def implicit(engine: Any, stage: str) -> RewardModel:
 def stored(numbered: tuple[int, Problem]) -> Problem:
     """The problem as the lake would hold it."""
     problem_id, problem = numbered
-    named = dataclasses.replace(problem, problem_id=problem_id, task="chain")
+    aux = json.dumps({"scope": ("in", "near", "out")[problem_id % 3], "query": problem_id // 2})
+    named = dataclasses.replace(problem, problem_id=problem_id, task="chain", aux=aux)
     return dataclasses.replace(named, problem_key=problem_key(named))
 
 

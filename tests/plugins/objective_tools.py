@@ -35,6 +35,7 @@ def sequences(
     weights=None,
     strata=None,
     step_entropy=None,
+    step_logps=None,
     targets=None,
     token_scores=None,
     values=None,
@@ -56,6 +57,7 @@ def sequences(
         old_values=None if old_values is None else tensor(old_values),
         strata=None if strata is None else torch.as_tensor(strata),
         entropy=None if step_entropy is None else tensor(step_entropy),
+        logps=None if step_logps is None else tensor(step_logps),
         targets=None if targets is None else torch.as_tensor(targets),
         token_scores=None if token_scores is None else tensor(token_scores),
     )

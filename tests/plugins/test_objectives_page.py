@@ -42,7 +42,7 @@ def test_every_objective_stands_under_the_kind_it_learns_from():
         if len(cells) == 3:
             kind = cells[0] or kind
             for name in re.findall(r"`(\w+)`", cells[2]):
-                kinds[name] = {"SFT rows": "sft", "pairs": "pair"}.get(kind, "group")
+                kinds[name] = {"SFT rows": "sft", "pairs": "pair", "pairs of three scopes": "pair"}.get(kind, "group")
     for learns, names in re.findall(r"^\| (pairs|groups)[^|]* \| ([^|]*) \|", section("Reward models"), re.MULTILINE):
         kinds |= dict.fromkeys(re.findall(r"`(\w+)`", names), {"pairs": "pair"}.get(learns, "group"))
     assert kinds == {name: find("objective", name).mark.examples for name in builtin_names("objective")}
