@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := -c constraints.txt
 TESTS ?=
 MARKS ?= not slow and not vllm and not gpu
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 VLLM := .venv-vllm
 
@@ -15,10 +17,10 @@ run: $(VENV)/.installed
 	$(BIN)/strop run $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "$(MARKS)" $(TESTS)
+	$(PYTEST) -m "$(MARKS)" $(TESTS)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not vllm and not gpu" $(TESTS)
+	$(PYTEST) -m "not vllm and not gpu" $(TESTS)
 
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed
 	STROP_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm $(TESTS)

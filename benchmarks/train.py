@@ -10,7 +10,8 @@ the size and the lengths: float32 or bfloat16, examples of like length together 
 take turns and the best pass of each counts; loading, tokenising and saving count on both, imports on neither. The
 ratios are of wall time; what else the machine does moves those of CPU seconds ("cpu") less.
 
-0.6M is the default loop's policy, `sums` are its lengths. --memory: peak main memory of a fresh process above what it
+0.6M is the default loop's policy, `sums` are its lengths. --quick takes these two alone unless others are named, and a
+sixteenth of the examples: all sides, in about a minute. --memory: peak main memory of a fresh process above what it
 holds with everything imported, with a vocabulary of 150,000.
 """
 
@@ -45,11 +46,11 @@ Found = dict[str, dict[str, dict[str, Pass]]]
 def main() -> None:
     """Measure every size with every length mix, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer examples, passes and length mixes")
+    parser.add_argument("--quick", action="store_true", help="fewer examples and passes, of 0.6M and sums")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of both sides")
-    parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--mixes", nargs="+", choices=list(MIXES), help="all of them; with --quick not `even`")
+    parser.add_argument("--sizes", nargs="+", choices=list(SHAPES))
+    parser.add_argument("--mixes", nargs="+", choices=list(MIXES))
     parser.add_argument("--objectives", nargs="+", default=["sft", "dpo"], choices=["sft", "dpo"])
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--memory", action="store_true", help="memory only")
@@ -57,13 +58,14 @@ def main() -> None:
     chosen = parser.parse_args()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.simplefilter("ignore")
-    mixes = chosen.mixes or [mix for mix in MIXES if not (chosen.quick and mix == "even")]
+    chosen.sizes = chosen.sizes or (["0.6M"] if chosen.quick else list(SHAPES))
+    chosen.mixes = chosen.mixes or (["sums"] if chosen.quick else list(MIXES))
     told: dict[str, Any] = {"cpu": {}, "trl_settings": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for objective in chosen.objectives:
             if not chosen.memory:
-                speed(folder / objective, objective, chosen, mixes, told)
+                speed(folder / objective, objective, chosen, told)
         told["memory_mb"], told["memory_over_trl"] = {}, {}
         for objective in () if chosen.no_memory else chosen.objectives:
             used = memory(folder / "memory", objective, chosen.quick, chosen.threads)
@@ -76,14 +78,14 @@ def main() -> None:
         print(f"{key}: {json.dumps(value)}")
 
 
-def speed(folder: Path, objective: str, chosen: argparse.Namespace, mixes: list[str], told: dict[str, Any]) -> None:
+def speed(folder: Path, objective: str, chosen: argparse.Namespace, told: dict[str, Any]) -> None:
     """Fill in the ratios of one objective."""
     found: Found = {}
     for size in chosen.sizes:
         base = policy(folder, size)
-        n = EXAMPLES[size] // (1 if objective == "sft" else 2) * (1 if chosen.quick else 4)
+        n = EXAMPLES[size] // (1 if objective == "sft" else 2) // (16 if chosen.quick else 1)
         found[size], tried = {}, told["trl_settings"].setdefault(objective, {}).setdefault(size, {})
-        for mix in mixes:
+        for mix in chosen.mixes:
             examples = data(objective, mix, n if mix == "sums" else n // 2)
             where = folder / size / mix
             some = Data(objective, examples.rows[: max(64, n // 4)])
@@ -148,9 +150,9 @@ def ratios(found: Found, other: str, clock: str) -> dict[str, dict[str, float]]:
 
 
 def memory(folder: Path, objective: str, quick: bool, threads: int) -> dict[str, float]:
-    """MB of each side with a large vocabulary, in steps of 4,096 target tokens (--quick: 2,048)."""
+    """MB of each side with a large vocabulary, in two steps of 4,096 target tokens (--quick: one of 1,024)."""
     base, warm = policy(folder, "0.6M", VOCABULARY), policy(folder, "0.6M")
-    tokens = 2048 if quick else 4096
+    tokens, steps = (1024, 1) if quick else (4096, 2)
     found = {}
     for side in ("strop", "trl"):
         asked = {
@@ -160,7 +162,7 @@ def memory(folder: Path, objective: str, quick: bool, threads: int) -> dict[str,
             "folder": str(folder / objective / side),
             "objective": objective,
             "mix": "even",
-            "examples": 2 * tokens // (64 if objective == "sft" else 128),
+            "examples": steps * tokens // (64 if objective == "sft" else 128),
             "batch_tokens": tokens,
             "threads": threads,
             "settings": {},

@@ -15,7 +15,7 @@ from strop.core.trainer.policy import quiet
 CONTEXT = 512
 SHAPES = {"0.6M": (128, 3, 384, 64, 4), "3M": (256, 4, 704, 64, 8), "30M": (512, 8, 1408, 8192, 16)}
 """Width, layers, width of the feed-forward part, vocabulary, heads; 0.6M is the default loop's."""
-EXAMPLES = {"0.6M": 1024, "3M": 256, "30M": 64}
+EXAMPLES = {"0.6M": 4096, "3M": 1024, "30M": 256}
 Row = dict[str, object]
 
 

@@ -1,17 +1,50 @@
-"""What the whole suite shares: a cache of its own for base policies, and one finished run of the smoke recipe."""
+"""What the whole suite shares: a cache of its own for base policies, and one finished run of the smoke recipe.
+
+`make test` runs the files in two processes. What takes long is made by one of them, in the folder both have.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import servers
+from filelock import FileLock
 
 from strop.core.events import Event, RunSummary
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are taken
+
+
+LONG = (
+    "test_crash_matrix",
+    "test_benchmarks",
+    "test_readme",
+    "test_rerun",
+    "test_loop",
+    "test_migrations",
+    "test_session",
+    "test_ready_views",
+    "test_train_reward",
+    "test_imports",
+    "test_gc",
+    "test_links",
+    "test_flow",
+    "test_server",
+    "test_fsck",
+)
+"""Files by the time their tests take, slow ones included, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first: of two processes, neither has one left when the other has nothing more to do."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @dataclass(frozen=True)
@@ -22,11 +55,18 @@ class FinishedRun:
     events: list[Event]
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """The session's folder: that of all its processes, where it has several."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
+def own_cache(shared):
     """Base policies made by tests are kept for the session, away from the user's cache."""
     before = {name: os.environ.get(name) for name in ("STROP_CACHE", "STROP_LAKE")}
-    os.environ["STROP_CACHE"] = os.environ.get("STROP_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
+    os.environ["STROP_CACHE"] = os.environ.get("STROP_TEST_CACHE") or str(shared / "cache")
     os.environ.pop("STROP_LAKE", None)
     yield Path(os.environ["STROP_CACHE"])
     for name, value in before.items():
@@ -37,15 +77,20 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory, own_cache) -> FinishedRun:
-    """The smoke recipe, run once without Prefect."""
+def smoke(tmp_path_factory, shared, own_cache) -> FinishedRun:
+    """The smoke recipe, run once without Prefect; every process has a copy of the lake."""
     from strop.core.recipe import load
     from strop.core.round import run_loop
 
+    made, told = shared / "smoke-run", shared / "smoke-run.pickle"
+    with FileLock(shared / "smoke-run.lock"):
+        if not told.is_file():
+            events: list[Event] = []
+            summary = run_loop(load("smoke"), lake=made, run_id="smoke", on_event=events.append)
+            told.write_bytes(pickle.dumps((summary, events)))
     lake = tmp_path_factory.mktemp("smoke") / "lake"
-    events: list[Event] = []
-    summary = run_loop(load("smoke"), lake=lake, run_id="smoke", on_event=events.append)
-    return FinishedRun(lake, "smoke", summary, events)
+    shutil.copytree(made, lake)
+    return FinishedRun(lake, "smoke", *pickle.loads(told.read_bytes()))
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ def test_one_step_equals_plain_pytorch(expected, make, way):
     assert_same(weights(result.output), expected[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_read_behind_the_prompts_together(expected, make, tmp_path):
     job = make(micro_batch_tokens=110)
     assert two_ranks.together([job], tmp_path / "two") == 0

@@ -18,7 +18,7 @@ from strop.core.registry import Plugin, find
 from strop.core.trainer.batches import inputs, plan
 from strop.core.trainer.corrupt import Corrupter, mask_token
 from strop.core.trainer.encode import encode
-from strop.core.trainer.job import TrainJob, read_examples, write_examples
+from strop.core.trainer.job import read_examples, write_examples
 from strop.core.trainer.logps import Reader, TokenLogps
 from strop.core.trainer.look import likeliest, step_entropy
 from strop.core.trainer.objective import Loss
@@ -37,17 +37,8 @@ def base(tmp_path_factory):
 def job(base, tmp_path):
     def make(rows, objective, *, config=None, seed=0, **values):
         where = tmp_path / f"job{len(list(tmp_path.iterdir()))}"
-        return TrainJob(
-            init=base,
-            reference=base,
-            examples=write_examples(where / "examples.parquet", rows),
-            output=where / "policy",
-            work=where / "work",
-            objective=objective,
-            objective_config=config or {},
-            train=FOUR_STEPS | values,
-            seed=seed,
-        )
+        settings = {"objective_config": config or {}, "train": FOUR_STEPS | values, "seed": seed}
+        return trainer_tiny.job(where, base, rows, objective, **settings)
 
     return make
 

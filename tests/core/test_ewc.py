@@ -185,6 +185,7 @@ def test_a_sample_that_changed_is_another_job(make):
     assert one.key() != other.key()
 
 
+@pytest.mark.slow
 def test_two_processes_hold_the_same_weights(expected, make, tmp_path):
     jobs = [make(ROWS, KEPT, micro_batch_tokens=110, shard=shard) for shard in (False, True)]
     adapter = make(ROWS, KEPT, micro_batch_tokens=110, lora={"r": 4})

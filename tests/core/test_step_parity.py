@@ -10,7 +10,6 @@ import trainer_tiny
 import two_ranks
 from plain_training import assert_same, load, plain_logps, plain_steps, plain_values, weights
 
-from strop.core.trainer.job import TrainJob, write_examples
 from strop.core.trainer.token_head import TokenHead, save_head
 from strop.core.trainer.train import train
 
@@ -158,17 +157,9 @@ def make(base, with_critic, reference, rows, tmp_path_factory):
     """make(objective, **train): a job in a folder of its own."""
 
     def job(objective, **values):
-        where = tmp_path_factory.mktemp("job")
-        return TrainJob(
-            init=with_critic if objective == "ppo" else base,
-            reference=reference,
-            examples=write_examples(where / "examples.parquet", rows[objective]),
-            output=where / "policy",
-            work=where / "work",
-            objective=objective,
-            train=ONE_STEP | values,
-            seed=0,
-        )
+        where, settings = tmp_path_factory.mktemp("job"), ONE_STEP | values
+        init = with_critic if objective == "ppo" else base
+        return trainer_tiny.job(where, init, rows[objective], objective, reference=reference, train=settings)
 
     return job
 

@@ -8,7 +8,6 @@ import pytest
 import trainer_tiny
 
 from strop.core.trainer.config import Train
-from strop.core.trainer.job import TrainJob, write_examples
 from strop.core.trainer.train import train
 
 
@@ -21,14 +20,11 @@ def shown(folder):
 
 
 def test_every_step_is_in_tensorboard_also_after_a_kill(tmp_path):
-    job = TrainJob(
-        init=trainer_tiny.make_policy(tmp_path / "base"),
-        examples=write_examples(tmp_path / "examples.parquet", trainer_tiny.sft_rows(24)),
-        output=tmp_path / "policy",
-        work=tmp_path / "work",
-        objective="sft",
+    job = trainer_tiny.job(
+        tmp_path,
+        trainer_tiny.make_policy(tmp_path / "base"),
+        trainer_tiny.sft_rows(24),
         train={"epochs": 3, "batch_tokens": 60, "lr": 1e-3, "save_every_steps": 1},
-        seed=0,
         track=("tensorboard",),
         title="mine/r2",
         logs=tmp_path / "logs",

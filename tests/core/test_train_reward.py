@@ -324,15 +324,8 @@ def test_a_stored_recipe_is_the_recipe(finished):
 
 @pytest.fixture
 def job(tmp_path) -> TrainJob:
-    return TrainJob(
-        init=trainer_tiny.make_policy(tmp_path / "init"),
-        examples=write_examples(tmp_path / "pairs.parquet", trainer_tiny.pair_rows(40)),
-        output=tmp_path / "out",
-        work=tmp_path / "work",
-        objective="bradley_terry",
-        train={"lr": 5e-3, "batch_tokens": 64, "epochs": 2},
-        seed=3,
-    )
+    base, settings = trainer_tiny.make_policy(tmp_path / "init"), {"lr": 5e-3, "batch_tokens": 64, "epochs": 2}
+    return trainer_tiny.job(tmp_path, base, trainer_tiny.pair_rows(40), "bradley_terry", train=settings, seed=3)
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
@@ -416,15 +409,8 @@ def test_on_chain_arithmetic_it_orders_pairs_it_has_not_seen(smoke, tmp_path):
         if problem in seen
     ]
     ((base,),) = rows(smoke.lake, "SELECT path FROM policies WHERE kind = 'base'")
-    job = TrainJob(
-        init=smoke.lake / base,
-        examples=write_examples(tmp_path / "pairs.parquet", train_rows),
-        output=tmp_path / "out",
-        work=tmp_path / "work",
-        objective="bradley_terry",
-        train={"lr": 3e-3, "epochs": 6, "batch_tokens": 512},
-        seed=0,
-    )
+    settings = {"lr": 3e-3, "epochs": 6, "batch_tokens": 512}
+    job = trainer_tiny.job(tmp_path, smoke.lake / base, train_rows, "bradley_terry", train=settings)
     train(job)
     unseen = [row for row in pairs if row[0] not in seen]
     scores = HeadScorer(job.output, 1).scores([(prompt, ids) for _, prompt, *both in unseen for ids in both])

@@ -13,7 +13,6 @@ from plain_training import assert_same, load, plain_logps, plain_steps, weights
 from strop.core.plugin import Config, stage
 from strop.core.trainer.config import Lora, Train
 from strop.core.trainer.encode import Encoded, Item
-from strop.core.trainer.job import TrainJob, write_examples
 from strop.core.trainer.loop import learning_rate
 from strop.core.trainer.objective import Loss, SequenceBatch
 from strop.core.trainer.policy import quiet
@@ -36,18 +35,8 @@ def job(base, tmp_path):
     def make(rows, objective="sft", *, config=None, seed=0, origin="built-in", init=base, reference=base, **values):
         made.append(1)
         where = tmp_path / f"job{len(made)}"
-        return TrainJob(
-            init=init,
-            reference=reference,
-            examples=write_examples(where / "examples.parquet", rows),
-            output=where / "policy",
-            work=where / "work",
-            objective=objective,
-            objective_origin=origin,
-            objective_config=config or {},
-            train=values,
-            seed=seed,
-        )
+        settings = {"objective_origin": origin, "objective_config": config or {}, "train": values, "seed": seed}
+        return trainer_tiny.job(where, init, rows, objective, reference=reference, **settings)
 
     return make
 

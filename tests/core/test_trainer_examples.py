@@ -89,10 +89,7 @@ def test_an_objective_refuses_examples_it_cannot_learn_from(tmp_path):
 
 def test_training_refuses_a_missing_reference_and_the_wrong_kind(tmp_path, base):
     def job(rows, objective):
-        examples = write_examples(tmp_path / f"{objective}.parquet", rows)
-        return TrainJob(
-            init=base, examples=examples, output=tmp_path / "out", work=tmp_path / "work", objective=objective, seed=0
-        )
+        return trainer_tiny.job(tmp_path / objective, base, rows, objective, reference=None)
 
     with pytest.raises(StageError, match="'dpo' requires a reference policy"):
         train(job([PAIR], "dpo"))
@@ -143,15 +140,7 @@ def test_what_cannot_be_trained_on_is_refused_by_name(tmp_path, tokenizer, row, 
 
 
 def test_a_smaller_max_length_is_named_as_the_limit(tmp_path, base):
-    job = TrainJob(
-        init=base,
-        examples=write_examples(tmp_path / "e.parquet", [SFT]),
-        output=tmp_path / "out",
-        work=tmp_path / "work",
-        objective="sft",
-        train={"max_length": 5},
-        seed=0,
-    )
+    job = trainer_tiny.job(tmp_path, base, [SFT], train={"max_length": 5})
     with pytest.raises(StageError, match=r"longer than train\.max_length, 5 tokens \(the longest has 6\)"):
         train(job)
 

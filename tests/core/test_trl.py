@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import tiny_run
@@ -18,7 +19,6 @@ from test_reference_logps import PLUGINS, ROUND
 from strop.core import recipe as recipes
 from strop.core import training
 from strop.core.trainer import loop, trl_config, trl_train
-from strop.core.trainer.job import TrainJob, write_examples
 from strop.core.trainer.train import train
 from strop.core.trainer.trl_config import Trl, argument_names
 from strop.core.yaml_source import Source
@@ -59,16 +59,8 @@ def group_rows(sizes=(3, 3, 3), unknown=()):
 
 
 def job_of(folder, policies, objective, rows, settings, reference=0):
-    return TrainJob(
-        init=policies[0],
-        reference=policies[reference],
-        examples=write_examples(folder / "examples.parquet", rows),
-        output=folder / "policy",
-        work=folder / "work",
-        objective=objective,
-        train=settings,
-        seed=4,
-    )
+    more = {"reference": policies[reference], "train": settings, "seed": 4}
+    return trainer_tiny.job(folder, policies[0], rows, objective, **more)
 
 
 def by_trl(folder, policies, trainer, rows, args, progress=lambda _: None, reference=0, **settings):
@@ -86,7 +78,7 @@ def one_step(folder, policies, objective, rows, monkeypatch, reference=0, **conf
     monkeypatch.setattr(loop, "_optimizer", lambda trained, config, device: torch.optim.SGD(trained.values()))
     settings = {"lr": RATE, "epochs": 1, "batch_tokens": 10**6, "max_grad_norm": 1e9}
     job = job_of(folder, policies, objective, rows, settings, reference)
-    job = TrainJob(**{**{f: getattr(job, f) for f in job.__slots__}, "objective_config": config})
+    job = replace(job, objective_config=config)
     assert train(job).steps == 1
     return weights(job.output)
 

@@ -10,7 +10,7 @@ import trainer_tiny
 from plain_training import load, plain_logps, weights
 
 from strop.core.trainer.encode import encode
-from strop.core.trainer.job import TrainJob, read_examples, write_examples
+from strop.core.trainer.job import read_examples, write_examples
 from strop.core.trainer.train import train
 from strop.core.trainer.validation import held_back
 from strop.storage.errors import StageError
@@ -34,17 +34,7 @@ def tokenizer(base):
 @pytest.fixture
 def job(base, tmp_path):
     def make(rows, objective="sft", name="job", **values):
-        where = tmp_path / name
-        return TrainJob(
-            init=base,
-            reference=base,
-            examples=write_examples(where / "examples.parquet", rows),
-            output=where / "policy",
-            work=where / "work",
-            objective=objective,
-            train=values,
-            seed=0,
-        )
+        return trainer_tiny.job(tmp_path / name, base, rows, objective, train=values)
 
     return make
 

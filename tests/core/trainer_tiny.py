@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiny_llama import write_llama
+
+if TYPE_CHECKING:
+    from strop.core.trainer.job import TrainJob
 
 CHARACTERS = ["<pad>", "<s>", "</s>", *"0123456789+-=", *"abcdefghijklmnop"]
 
 
 def make_policy(directory: Path, *, seed: int = 0, dtype: str = "float32") -> Path:
     """Write the policy in Hugging Face format."""
-    import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(CHARACTERS)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    config = LlamaConfig(
+    write_llama(
+        directory,
+        seed=seed,
+        dtype=dtype,
         vocab_size=len(CHARACTERS),
-        hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=48,
         tie_word_embeddings=True,
@@ -31,8 +36,6 @@ def make_policy(directory: Path, *, seed: int = 0, dtype: str = "float32") -> Pa
         bos_token_id=1,
         eos_token_id=2,
     )
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(directory)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(directory)
@@ -74,3 +77,12 @@ def pair_rows(n: int) -> list[dict[str, object]]:
         }
         for i, row in enumerate(sft_rows(n))
     ]
+
+
+def job(folder: Path, base: Path, rows: list[dict[str, object]], objective: str = "sft", **fields: Any) -> TrainJob:
+    """Train that policy, the reference too, on those rows in that folder; `fields` are further ones of `TrainJob`."""
+    from strop.core.trainer.job import TrainJob, write_examples
+
+    usual = {"reference": base, "output": folder / "policy", "work": folder / "work", "seed": 0}
+    examples = write_examples(folder / "examples.parquet", rows)
+    return TrainJob(**{"init": base, "examples": examples, "objective": objective, **usual, **fields})

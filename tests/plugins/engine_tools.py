@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tiny_llama import write_character_llama
 
 from strop.core.chars import VOCABULARY, character_tokenizer
 from strop.core.engine import Request, Sampling
@@ -19,31 +20,16 @@ LONG = "".join(str(i % 10) for i in range(150))
 
 def make_policy(directory: Path, seed: int, tied: bool = True) -> Path:
     """A random model whose next-token distributions are neither flat nor certain; vLLM wants heads of 32."""
-    import transformers
 
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=96,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=0,
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
+    def change(model) -> None:
         for name, weight in model.named_parameters():
             weight.add_(torch.randn_like(weight) * 0.15)
             if "embed" in name:
                 weight.mul_(2)
-    model.save_pretrained(directory)
-    character_tokenizer(CONTEXT).save_pretrained(directory)
-    return directory
+
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 1, "tie_word_embeddings": tied}
+    tokens = {"bos_token_id": None, "pad_token_id": 0}
+    return write_character_llama(directory, CONTEXT, seed=seed, change=change, **shape, **tokens)
 
 
 def make_adapter(

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
+from tiny_llama import write_character_llama
 
-from strop.core.chars import VOCABULARY, character_tokenizer
 from strop.plugins.engines._memory import cache_bytes, out_of_memory
 from strop.plugins.engines.hf import Hf, hf
 
@@ -48,20 +48,10 @@ for megabytes in map(int, sys.argv[2:]):
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A policy whose keys and values are large and whose completions often end early."""
-    import transformers
-
-    torch.manual_seed(0)
-    shape = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 256, "max_position_embeddings": 600}
-    eos = VOCABULARY.index("<eos>")
-    config = transformers.LlamaConfig(**shape, **heads, eos_token_id=eos, tie_word_embeddings=False)
-    model = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(3)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "tie_word_embeddings": False}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 256}
     directory = tmp_path_factory.mktemp("wide")
-    model.save_pretrained(directory)
-    character_tokenizer(600).save_pretrained(directory)
-    return directory
+    return write_character_llama(directory, 600, change=lambda model: model.lm_head.weight.mul_(3), **shape, **heads)
 
 
 def test_where_memory_runs_out_batches_are_halved_and_nothing_finished_is_sampled_again(wide):

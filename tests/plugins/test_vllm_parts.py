@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_llama import write_character_llama
 
-from strop.core.chars import VOCABULARY, character_tokenizer
+from strop.core.chars import VOCABULARY
 from strop.core.engine import Request, Sampling
 from strop.plugins.engines import _vllm_process
 from strop.plugins.engines._texts import Texts
@@ -21,15 +21,7 @@ from strop.storage.errors import StageError
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    import transformers
-
-    torch.manual_seed(0)
-    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    shape |= {"intermediate_size": 48, "max_position_embeddings": 40, "eos_token_id": VOCABULARY.index("<eos>")}
-    directory = tmp_path_factory.mktemp("policy")
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).save_pretrained(directory)
-    character_tokenizer(40).save_pretrained(directory)
-    return directory
+    return write_character_llama(tmp_path_factory.mktemp("policy"), 40, num_hidden_layers=1)
 
 
 @pytest.fixture

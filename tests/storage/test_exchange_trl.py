@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from exchange_rows import CHAT, fill
+from tiny_llama import write_llama
 
 from strop.core.chars import character_tokenizer
 from strop.storage.console import open_console
@@ -91,20 +92,9 @@ def test_pairs_can_be_unpaired_and_their_prompt_found(sets: dict[tuple[str, str]
 def trained(trainer: str, data: Any, tokenizer: Any, out: Path) -> Any:
     """One step of a TRL trainer on a random model of two small layers."""
     import trl
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=None,
-        )
-    ).save_pretrained(out / "model")
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    write_llama(out / "model", pad_token_id=0, eos_token_id=1, bos_token_id=None, **shape)
     config = getattr(trl, f"{trainer}Config")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers and torch, about themselves

@@ -116,6 +116,24 @@ def test_a_missing_extension_says_what_to_install(tmp_path: Path, monkeypatch: p
         extensions.connect(Place(tmp_path))
 
 
+def test_a_file_whose_signature_was_checked_is_checked_again_once_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extensions.connect(Place(tmp_path)).close()
+    extensions.connect(Place(tmp_path)).close()
+    kept = extensions._shipped
+    shipped = kept("ducklake")
+    other = tmp_path / shipped.name
+    shutil.copyfile(shipped, other)
+    monkeypatch.setattr(extensions, "_shipped", lambda name, extra=None: other if name == "ducklake" else kept(name))
+    extensions.connect(Place(tmp_path)).close()
+    with other.open("r+b") as file:
+        file.seek(-8, 2)  # in its signature, at the end
+        file.write(b"tampered")
+    with pytest.raises(LakeError, match=r"cannot load .*ducklake.duckdb_extension.*signature"):
+        extensions.connect(Place(tmp_path))
+
+
 def test_the_sqlite_extension_is_linked_under_the_name_duckdb_wants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
