@@ -123,7 +123,7 @@ class Inside(Protocol):
 
 
 class Scorer(Protocol):
-    """A reward model with a score head, loaded and ready."""
+    """A reward model with a head, loaded and ready."""
 
     def scores(self, pairs: Sequence[tuple[str, str | Sequence[int]]]) -> list[float]:
         """The score of each completion, a text or its tokens, after its prompt. Raises ValueError: one is too long."""
@@ -152,7 +152,7 @@ class NamedPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """A reward model of the run: one with a score head, or a policy that is one by its log-ratio to a reference."""
+    """A reward model of the run: one with a head, or a policy that is one by its log-ratio to a reference."""
 
     name: str
     """Of its row in `policies`."""
@@ -160,11 +160,11 @@ class RewardModel:
     """Name of the `train_reward` stage that trained it."""
     policy: NamedPolicy
     reference: NamedPolicy | None
-    """None: it has a score head."""
+    """None: it has a head."""
     beta: float = 1.0
     """Reward for a log-ratio of 1 to the reference."""
     load: Callable[[], Scorer] | None = None
-    """Loads it where it has a score head; set where the plugin runs."""
+    """Loads it where it has a head; set where the plugin runs."""
 
     def scorer(self) -> Scorer:
         """The model, loaded; it takes the place of whichever model or engine was loaded before."""

@@ -12,14 +12,15 @@ FROM (
     SELECT s.subject_id, any_value(r.problem_id) AS problem_id, any_value(r.round) AS round,
            bool_and(s.verdict = 'pass') AS passed
     FROM said s JOIN sampled r ON r.rollout_id = s.subject_id
-    WHERE r.split = ? AND r.round <= ? AND s.round <= ?
+    WHERE r.train_prompt IS NULL AND r.split = ? AND r.round <= ? AND s.round <= ?
       AND s.subject_kind = 'rollout' AND s.verdict IS NOT NULL AND (? = 0 OR r.policy_id = ?)
     GROUP BY s.subject_id
     HAVING bool_and(s.verdict <> 'error')
 )
 GROUP BY problem_id ORDER BY problem_id
 """
-"""A rollout passes when every verifier that judged it says so, and is left out when one of them failed to judge."""
+"""A rollout passes when every verifier that judged it says so. It is left out when one of them failed to judge, and
+when the policy read more than the problem (`train_prompt`)."""
 
 
 def pass_rates(session: Session, *, until: int, split: str = "train", policy_id: int = 0) -> dict[int, PassRate]:

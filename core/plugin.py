@@ -254,7 +254,7 @@ STAGES: dict[str, Contract] = {
             "A loss from log-probabilities or scores. Returns a `Loss` (strop.core.trainer.objective).",
             {
                 "batch": "SequenceBatch or PairBatch, by the `examples` the mark declares; with a score head "
-                "ScoredSequences or ScoredPairs"
+                "ScoredSequences or ScoredPairs, with a token head ScoredTokens"
             },
             (),
         ),
@@ -383,8 +383,10 @@ class Mark:
     requires: frozenset[str] = frozenset()
     """Engine capabilities it calls ('score', 'next_logits', 'hidden'). Objectives: what is to be computed for them,
     'reference' and 'old' (log-probabilities under these policies), 'entropy' (the policy's own, with its gradient),
-    'step_entropy' (of the whole step's targets, before it), 'mismatched' (log-ratios of completions behind other
-    prompts)."""
+    'step_entropy' and 'step_logps' (of the whole step's targets, before it), 'mismatched' (log-ratios of completions
+    behind other prompts), 'values' (of a value head beside the policy, trained with it), 'token_scores' (what a reward
+    model of the recipe makes of each token), 'foresight' (slopes of what it reports along the gradient of the held-back
+    loss)."""
     weights: bool = True
     """Bases: whether the policy it gives has weights. Engines: whether they need them."""
     alone: bool = False
@@ -395,8 +397,17 @@ class Mark:
     """Objectives: what is required only where this setting is neither 0 nor null nor false."""
     corrupts: Callable[[Any, float], Any] | None = None
     """Objectives: (config, share of training done) -> `Corruption` (strop.core.corruption) of what the policy reads."""
+    behind: Callable[[Any], Mapping[str, str]] | None = None
+    """Objectives: (config) -> further prompts, by the setting that has their text, with `{prompt}` where the example's
+    own stands. The reference policy reads every completion behind each of them too."""
+    in_turns: bool = False
+    """Objectives: examples of different strata never share a step; every epoch goes through the strata in order."""
     head: str | None = None
-    """Objectives: 'score' where the model gives one number a completion instead of log-probabilities."""
+    """Objectives: 'score' where the model gives one number a completion instead of log-probabilities, 'token' where it
+    gives one a token."""
+    scored_by: str | None = None
+    """Objectives that require 'token_scores': by which kind of reward model. 'implicit': beta times each token's
+    log-ratio to the reference; 'token': what one with the head 'token' gives it."""
 
     def required(self, config: Config | None) -> frozenset[str]:
         """What is required under this config."""
@@ -421,6 +432,9 @@ def stage(
     requires_if: Mapping[str, str] | None = None,
     corrupts: Callable[[Any, float], Any] | None = None,
     head: str | None = None,
+    in_turns: bool = False,
+    behind: Callable[[Any], Mapping[str, str]] | None = None,
+    scored_by: str | None = None,
 ) -> Callable[[F], F]:
     """Mark a function as the plugin of its module for one stage.
 
@@ -455,10 +469,18 @@ def stage(
             handles.append(parameter.name)
         if name == "verify":
             _check_each(where, config, handles)
-        if head not in (None, "score"):
-            raise PluginError(f"{where}: the head of an objective is 'score' or none, got {head!r}")
-        if head is not None and (requires or requires_if or corrupts):
-            raise PluginError(f"{where}: with a score head there are no log-probabilities to require, nor to corrupt")
+        if head not in (None, "score", "token"):
+            raise PluginError(f"{where}: the head of an objective is 'score', 'token' or none, got {head!r}")
+        if behind is not None and "reference" not in requires:
+            raise PluginError(f"{where}: the reference policy reads what is `behind` other prompts: require it")
+        if head is not None and (requires or requires_if or corrupts or behind):
+            raise PluginError(f"{where}: with a head there are no log-probabilities to require, nor to corrupt")
+        if examples == "pair" and "values" in (*requires, *(requires_if or {})):
+            raise PluginError(f"{where}: values are of single completions: the mark says examples='group', or 'sft'")
+        if "token_scores" in (*requires, *(requires_if or {})) and scored_by not in ("implicit", "token"):
+            raise PluginError(f"{where}: token scores are `scored_by` 'implicit' or 'token', got {scored_by!r}")
+        if examples == "pair" and scored_by is not None:
+            raise PluginError(f"{where}: token scores are of single completions: the mark says examples='group'")
         for setting in (requires_if or {}).values():
             if setting not in config.model_fields:
                 raise PluginError(f"{where}: requires_if names no setting{did_you_mean(setting, config.model_fields)}")
@@ -475,7 +497,10 @@ def stage(
             tuple(imports),
             dict(requires_if or {}),
             corrupts,
+            behind,
+            in_turns,
             head,
+            scored_by,
         )
         return function
 

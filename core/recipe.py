@@ -15,6 +15,7 @@ from strop.core import registry
 from strop.core.overrides import overridden
 from strop.core.plugin import STAGES, Config
 from strop.core.registry import Plugin
+from strop.core.token_scoring import scored_by
 from strop.core.trainer.config import Train, TrainReward
 from strop.core.trainer.trl_config import NAME as TRL
 from strop.core.trainer.trl_config import Trl, trains_with
@@ -260,6 +261,7 @@ def build(source: Source, path: Path | None) -> Recipe:
     _check_labels(recipe, source)
     _check_order(recipe, source)
     _check_weights(recipe, source)
+    _check_scorers(recipe, source)
     return recipe
 
 
@@ -301,6 +303,8 @@ def _train_step(kind: str, value: Any, at: Location, source: Source, folder: Pat
     plugin, objective = _configured("objective", use, objective_settings, (*at, "objective"), source, folder)
     if (why := _unfit(kind, plugin)) is not None:
         raise source.error((*at, "objective"), why)
+    if config.ewc is not None and plugin.mark.head is not None:
+        raise source.error((*at, "ewc"), f"ewc goes by log-probabilities, and {plugin.name!r} has none: leave it out")
     name = name or plugin.name
     return Step(f"{kind}.{name}" if repeated else kind, kind, name, plugin, config, objective, location=at)
 
@@ -309,11 +313,13 @@ def _unfit(kind: str, plugin: Plugin) -> str | None:
     """Why an objective gives nothing of use to a stage of that kind; None where it does."""
     if kind == "train" and plugin.mark.head is not None:
         return f"{plugin.name!r} gives a reward model, which is no policy: write `train_reward`"
-    implicit = "reference" in plugin.mark.requires and "beta" in plugin.mark.config.model_fields
+    ratio = "reference" in plugin.mark.requires and "beta" in plugin.mark.config.model_fields
+    implicit = ratio or plugin.mark.examples == "sft"
     if kind == "train_reward" and plugin.mark.head is None and not implicit:
         return (
-            f"{plugin.name!r} gives no reward: name an objective with a score head (bradley_terry), or one with a "
-            "reference and a beta (implicit_reward, dpo)"
+            f"{plugin.name!r} gives no reward: name an objective with a score head (bradley_terry) or a token head "
+            "(token_outcome), one with a reference and a beta (implicit_reward, dpo), or one that learns from SFT rows "
+            "(sft)"
         )
     return None
 
@@ -429,6 +435,15 @@ def _check_weights(recipe: Recipe, source: Source) -> None:
         raise source.error(
             ("engine",), f"{base}, which the engine `{recipe.engine.plugin.name}` cannot run: write `engine: openai`"
         )
+
+
+def _check_scorers(recipe: Recipe, source: Source) -> None:
+    """A training whose tokens are to be scored has a reward model to do it."""
+    for step in recipe.round:
+        try:
+            scored_by(step, recipe.round)
+        except ValueError as error:
+            raise source.error(step.location, str(error)) from error
 
 
 def canonical_json(value: Any) -> str:

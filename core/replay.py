@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 
 from strop.core.trainer.config import Replay
+from strop.core.units import units
 
 
 def replayed(rounds: Sequence[int], groups: Sequence[int | None], now: int, config: Replay, seed: int) -> list[int]:
@@ -21,15 +22,12 @@ def replayed(rounds: Sequence[int], groups: Sequence[int | None], now: int, conf
     All of round `now`, and of earlier ones as many as make up the share, or all there are. Where this round has none,
     nothing is drawn: there is nothing new to learn beside the old.
     """
-    units: dict[tuple[object, ...], list[int]] = {}
-    for index, (made, group) in enumerate(zip(rounds, groups, strict=True)):
-        units.setdefault((made, "group", group) if group is not None else (made, index), []).append(index)
-    fresh = sorted(i for key, members in units.items() if key[0] == now for i in members)
+    whole = units(None if group is None else (made, group) for made, group in zip(rounds, groups, strict=True))
+    fresh = [i for i, made in enumerate(rounds) if made == now]
     rng = random.Random(seed)
     drawn: list[tuple[float, list[int]]] = []
-    for key, members in units.items():
-        if key[0] != now:
-            age = now - rounds[members[0]]
+    for members in whole:
+        if (age := now - rounds[members[0]]) != 0:
             drawn.append((math.log(1.0 - rng.random()) * age**config.recency, members))
     wanted = round(len(fresh) * config.share / (1 - config.share))
     chosen: list[int] = []

@@ -19,7 +19,7 @@ from strop.core.events import OnEvent
 from strop.core.execute import Call
 from strop.core.finish import OF_ROLLOUT, Replaces
 from strop.core.recipe import Recipe, Step, canonical_json, load
-from strop.core.reward_models import models_before
+from strop.core.reward_models import keys_before
 from strop.core.round import session_of
 from strop.core.running import Shard
 from strop.core.session import Session
@@ -185,8 +185,7 @@ def _outdated(session: Session, step: Step, scores: Sequence[Score]) -> set[int]
 def _run(session: Session, round: int, step: Step, rollouts: list[Rollout], replaces: Replaces) -> None:
     groups = _groups(session, rollouts)
     policy = session.policy(rollouts[0].policy_id) if "engine" in step.plugin.mark.handles else None
-    models = {key for model in models_before(session, round, step) for key in session.keys_of(model)}
-    upstream = sorted({*session.upstream(round, step, policy), *models})
+    upstream = sorted({*session.upstream(round, step, policy), *keys_before(session, round, step)})
     shards = []
     for index, group in enumerate(groups):
         run = session.stage_run(round, step, index, len(groups), upstream)

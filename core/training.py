@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from strop.core.events import Event, StepResult
 from strop.core.gating import policy_called
+from strop.core.keeping import kept_sample
 from strop.core.recipe import Step, canonical_json
+from strop.core.reward_models import TokenScores, token_scores
 from strop.core.session import Session
+from strop.core.token_scoring import scored_by
 from strop.core.trainer.config import Train, TrainReward
-from strop.core.trainer.job import TrainJob, TrainResult, write_examples
+from strop.core.trainer.job import TokenScorer, TrainJob, TrainResult, write_examples
 from strop.core.trainer.trl_config import Trl
 from strop.core.training_examples import Sides, examples_of, shared
 from strop.core.workers import Workers
@@ -30,7 +33,8 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     """Train this round's candidate or a reward model, unless it is there. A killed training goes on from its own last
     checkpoint.
 
-    Without an example there is none: a filter that kept nothing is a result, and the next round goes on.
+    Without an example there is none, nor while the reward model that is to score its tokens has not been trained: a
+    filter that kept nothing is a result, and the next round goes on.
     """
     if session.committed(round, step.label):
         return session.skipped(step, round)
@@ -39,26 +43,34 @@ def train_step(session: Session, round: int, step: Step) -> StepResult:
     assert isinstance(config, Train | Trl)
     init = _start(session, step, config)
     reference = None
-    if "reference" in step.plugin.mark.required(step.objective):
+    if _refers(step):
         reference = init if config.reference == "init" else policy_called(session, config.reference)
-    run = session.stage_run(round, step, upstream=session.upstream(round, step, init))
+    scores = token_scores(session, round, step)
+    upstream = set(session.upstream(round, step, init)) | (set() if scores is None else session.keys_of(scores.model))
+    run = session.stage_run(round, step, upstream=sorted(upstream))
     session.emit(Event("stage_start", session.run_id, round, step.label))
     work = session.lake.root / "work" / run.key
     first = 1 if config.data_window == "all" else max(1, round - config.data_window + 1)
-    sides = None if reference is None or isinstance(config, Trl) else Sides(session, reference, (first, round))
+    frozen = {} if isinstance(config, Trl) else _frozen(reference, scores)
+    sides = Sides(session, frozen, (first, round)) if frozen else None
     table = examples_of(session, (first, round), sides, config.replay, run.seed, kind=_kind(session, step))
     if isinstance(config, TrainReward) and config.share < 1:
         table = shared(table, config.share, run.seed)
-    if not table.num_rows:
+    unscored = scores is None and scored_by(step, session.recipe.round) is not None
+    if not table.num_rows or unscored:
         session.commit(run, counts={}, seconds=time.perf_counter() - started)
         return session.finished(step, round, started)
+    kept = None
+    if isinstance(config, Train) and config.ewc is not None:
+        kept = kept_sample(session, config.ewc, round, table, run.seed)
     session.workers.release()  # and their engines: training finds the memory free
     session.verifiers.release()
     try:
-        result = _in_own_process(session, _job(session, run, step, config, init, reference, table, work), round, step)
+        job = _job(session, run, step, config, init, reference, scores, table, kept, work)
+        result = _in_own_process(session, job, round, step)
     except StageError as error:
         raise StageError(f"round {round}, {step.label}: {error}") from error
-    policy = _policy(session, run, step, result, init, reference)
+    policy = _policy(session, run, step, result, init, reference, scores)
     held_back = set(result.held_back)
     links = [
         PolicyExample(
@@ -96,6 +108,12 @@ def _start(session: Session, step: Step, config: Train | Trl) -> Policy:
     return policy_called(session, config.init_from)
 
 
+def _refers(step: Step) -> bool:
+    """Whether the objective reads a reference, or what comes out is a reward by its log-ratio to one."""
+    implicit = step.kind == "train_reward" and step.plugin.mark.head is None
+    return implicit or "reference" in step.plugin.mark.required(step.objective)
+
+
 def _kind(session: Session, step: Step) -> str | None:
     """The kind of example the stage takes; None = all there are, where it is the only one that trains."""
     return step.plugin.mark.examples if any(s.kind == "train_reward" for s in session.recipe.round) else None
@@ -108,13 +126,17 @@ def _job(
     config: Train | Trl,
     init: Policy,
     reference: Policy | None,
+    scores: TokenScores | None,
     examples: pa.Table,
+    kept: pa.Table | None,
     work: Path,
 ) -> TrainJob:
     return TrainJob(
         init=session.directory(init),
         reference=session.directory(reference) if reference else None,
+        scorer=None if scores is None else _scorer(session, scores),
         examples=write_examples(work / "examples.parquet", examples),
+        kept=None if kept is None else write_examples(work / "kept.parquet", kept),
         output=work / "policy",
         work=work / "checkpoints",
         objective=_objective(step),
@@ -129,8 +151,27 @@ def _job(
     )
 
 
+def _frozen(reference: Policy | None, scores: TokenScores | None) -> dict[str, Policy]:
+    """The policies whose log-probabilities the training reads, by what they are to it."""
+    found = {"reference": reference}
+    if scores is not None and scores.reference is not None:
+        found |= {"scorer": scores.model, "scorer_reference": scores.reference}
+    return {name: policy for name, policy in found.items() if policy is not None}
+
+
+def _scorer(session: Session, scores: TokenScores) -> TokenScorer:
+    reference = None if scores.reference is None else session.directory(scores.reference)
+    return TokenScorer(session.directory(scores.model), reference, scores.beta)
+
+
 def _policy(
-    session: Session, run: StageRun, step: Step, result: TrainResult, init: Policy, reference: Policy | None
+    session: Session,
+    run: StageRun,
+    step: Step,
+    result: TrainResult,
+    init: Policy,
+    reference: Policy | None,
+    scores: TokenScores | None,
 ) -> Policy:
     """Take the checkpoint into the lake; its row. Where no gate decides, the newest policy is the champion."""
     path, content_hash = adopt(session.lake.root, result.output)
@@ -139,6 +180,8 @@ def _policy(
     detail: dict[str, Any] = {"metrics": result.metrics[-1:]}
     if reward:
         detail |= {"head": step.plugin.mark.head, "beta": getattr(step.objective, "beta", 1.0)}
+    if scores is not None:
+        detail |= {"reward_policy_id": scores.model.policy_id}
     return Policy(
         run_id=session.run_id,
         round=run.round,

@@ -1,4 +1,4 @@
-"""What a training reads from the lake, and the log-probabilities of its reference that it gives back.
+"""What a training reads from the lake, and the log-probabilities of frozen policies that it gives back.
 
 The lake keeps what a policy makes of a rollout's tokens under (hash of the policy's files, rollout), so that neither a
 killed training, nor a rerun, nor another run with the same base computes it twice.
@@ -6,6 +6,7 @@ killed training, nor a rerun, nor another run with the same base computes it twi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from strop.core.replay import replayed
 from strop.core.seeds import derive
 from strop.core.session import Session
 from strop.core.trainer.config import Replay
+from strop.core.trainer.job import FROZEN
+from strop.core.units import units
 from strop.storage.ids import stamp
 from strop.storage.tables import Policy, Row, StageRun, TokenLogps
 
@@ -52,23 +55,28 @@ WHERE e.round BETWEEN ? AND ? AND r.token_ids IS NOT NULL
 
 
 class Sides:
-    """Which rollout each side of an example is, and what the lake knows of it under the reference."""
+    """Which rollout each side of an example is, and what the lake knows of it under the training's frozen policies."""
 
-    def __init__(self, session: Session, reference: Policy, window: tuple[int, int]) -> None:
+    def __init__(self, session: Session, policies: Mapping[str, Policy], window: tuple[int, int]) -> None:
+        """`policies` by what they are to the training, see `job.FROZEN`."""
         rows, params = session.rows_sql("examples")
-        found = session.lake.query(WEIGHED.format(rows=rows), [reference.content_hash, *params, *window])
-        self.reference = reference
-        self.rollout = {(example, side): rollout for example, side, rollout, _ in found}
-        self.known = {(example, side): logps for example, side, _, logps in found if logps is not None}
+        self.policies = policies
+        self.rollout: dict[tuple[int, str], int] = {}
+        self.known: dict[str, dict[tuple[int, str], list[float]]] = {}
+        for name, policy in policies.items():
+            found = session.lake.query(WEIGHED.format(rows=rows), [policy.content_hash, *params, *window])
+            self.rollout |= {(example, side): rollout for example, side, rollout, _ in found}
+            self.known[name] = {(example, side): logps for example, side, _, logps in found if logps is not None}
 
     def added_to(self, table: pa.Table) -> pa.Table:
         """The examples with what is known."""
         import pyarrow as pa
 
         ids = table.column("example_id").to_pylist()
-        for side in ("completion", "chosen", "rejected"):
-            logps = pa.array([self.known.get((id, side)) for id in ids], pa.list_(pa.float32()))
-            table = table.append_column(f"{side}_reference_logps", logps)
+        for name, known in self.known.items():
+            for side in FROZEN[name]:
+                logps = pa.array([known.get((id, side)) for id in ids], pa.list_(pa.float32()))
+                table = table.append_column(f"{side}_{name}_logps", logps)
         return table
 
     def computed(self, session: Session, run: StageRun, work: Path) -> tuple[int, dict[str, list[Path]]]:
@@ -76,20 +84,21 @@ class Sides:
         from strop.core.trainer.reference import computed_logps
         from strop.storage.parquet import write_rows
 
-        found: dict[int, TokenLogps] = {}
-        for example, side, logps in computed_logps(work, "reference"):
-            rollout = self.rollout.get((example, side))
-            if rollout is not None:
-                found[rollout] = TokenLogps(
-                    rollout_id=rollout,
-                    policy_hash=self.reference.content_hash,
-                    policy_id=self.reference.policy_id,
-                    logps=logps,
-                    engine="trainer",
-                )
+        found: dict[tuple[str, int], TokenLogps] = {}
+        for name, policy in self.policies.items():
+            for example, side, logps in computed_logps(work, name):
+                rollout = self.rollout.get((example, side))
+                if rollout is not None:
+                    found[policy.content_hash, rollout] = TokenLogps(
+                        rollout_id=rollout,
+                        policy_hash=policy.content_hash,
+                        policy_id=policy.policy_id,
+                        logps=logps,
+                        engine="trainer",
+                    )
         if not found:
             return 0, {}
-        rows: list[Row] = [found[rollout] for rollout in sorted(found)]
+        rows: list[Row] = [found[key] for key in sorted(found)]
         stamped = stamp({TokenLogps.TABLE: rows}, run_id=run.run_id, round=run.round, stage_run_id=run.stage_run_id)
         file = write_rows(Path(f"{session.out(run)}-{TokenLogps.TABLE}.parquet"), TokenLogps, stamped[TokenLogps.TABLE])
         return len(rows), {TokenLogps.TABLE: [file]}
@@ -120,10 +129,7 @@ def shared(table: pa.Table, share: float, seed: int) -> pa.Table:
     """A random share of the examples, whole groups, in their order; at least one."""
     import numpy as np
 
-    groups: dict[object, list[int]] = {}
-    for i, group in enumerate(table.column("group_id").to_pylist()):
-        groups.setdefault(("alone", i) if group is None else group, []).append(i)
-    units = list(groups.values())
-    count = max(1, round(share * len(units))) if units else 0
-    chosen = np.random.default_rng(derive(seed, "share")).permutation(len(units))[:count]
-    return table.take(sorted(i for unit in chosen for i in units[unit]))
+    members = units(table.column("group_id").to_pylist())
+    count = max(1, round(share * len(members))) if members else 0
+    chosen = np.random.default_rng(derive(seed, "share")).permutation(len(members))[:count]
+    return table.take(sorted(i for unit in chosen for i in members[unit]))

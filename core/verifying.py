@@ -16,7 +16,7 @@ from typing import Any
 from strop.core.events import StepResult
 from strop.core.execute import WORKER_HANDLES, Call
 from strop.core.recipe import Step
-from strop.core.reward_models import models_before
+from strop.core.reward_models import keys_before
 from strop.core.running import Shard
 from strop.core.session import Session
 from strop.core.steps import call_of, problems_of, rollouts_of, settled, shards_of
@@ -129,8 +129,7 @@ def _shard(session: Session, round: int, step: Step, index: int, found: Sequence
     keys = {source.key, *(run.key for run in said)}
     if "engine" in step.plugin.mark.handles:
         keys |= session.keys_of(session.policy_of(round, step))
-    for model in models_before(session, round, step):
-        keys |= session.keys_of(model)
+    keys |= keys_before(session, round, step)
     run = session.stage_run(round, step, index, len(found), sorted(keys))
     return Shard(step, run, partial(_call, session, run, step, source, said))
 

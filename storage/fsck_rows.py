@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from strop.storage.console import Console
+from strop.storage.links import SCORED_BY
 from strop.storage.tables import BY_NAME, TABLES, Row, SchemaVersion, StageRun
 
 SHOWN = 5
@@ -54,6 +55,7 @@ REFERENCES: tuple[tuple[str, str, str, str], ...] = (
     ("examples", "unnest(sources)", "rollouts", "true"),
     ("policies", "parent_policy_id", "policies", "true"),
     ("policies", "reference_policy_id", "policies", "true"),
+    ("policies", SCORED_BY, "policies", "true"),
     ("policy_examples", "policy_id", "policies", "true"),
     ("policy_examples", "example_id", "examples", "true"),
     ("train_metrics", "policy_id", "policies", "true"),
@@ -149,7 +151,7 @@ def _references() -> list[Check]:
         sql = DANGLING.format(
             id=ids[table], column=column, table=table, where=where, target=target, target_id=ids[target], shown=SHOWN
         )
-        name = column.removeprefix("unnest(").removesuffix(")")
+        name = "reward_policy_id" if column == SCORED_BY else column.removeprefix("unnest(").removesuffix(")")
         problem = f"{ids[table]} {{}}: its {name} {{}} is not in {target} ({{}} such rows)"
         checks.append(Check(table, f"{name} in {target}", sql, problem))
     return checks

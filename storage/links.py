@@ -93,6 +93,10 @@ SELECT DISTINCT rollout_id AS child_id, policy_id AS parent_id, run_id, round FR
 LEARNT = """
 SELECT DISTINCT t.policy_id AS child_id, e.problem_id AS parent_id, t.run_id, t.round
 FROM policy_examples t JOIN examples e USING (example_id) WHERE e.problem_id <> 0"""
+SCORED_BY = "CAST(detail ->> '$.reward_policy_id' AS BIGINT)"
+"""The reward model that scored the tokens a policy was trained on."""
+TOKENS = f"""
+SELECT policy_id AS child_id, {SCORED_BY} AS parent_id, run_id, round FROM policies WHERE {SCORED_BY} <> 0"""
 VERSION = """
 SELECT score_id AS child_id, scorer || ' ' || scorer_version AS parent_id, run_id, round FROM scores"""
 
@@ -100,6 +104,7 @@ LINKS: tuple[Link, ...] = (
     # policies
     _column("policy", "parent_policy_id", "policy", "started from", "parent of", "up down"),
     _column("policy", "reference_policy_id", "policy", "kept near", "reference of"),
+    Link("policy", "policy", "tokens scored by", "scored tokens of", "", TOKENS),
     Link("policy", "example", "trained on", "trained", "policy_examples.example_id", TRAINED, "down"),
     Link("policy", "problem", "learnt from", "trained", "", LEARNT),
     # examples and pairs

@@ -298,7 +298,10 @@ class Policy(Row):
     examples: Annotated[int | None, _col("BIGINT", "examples it was trained on")] = None
     steps: Annotated[int | None, _col("BIGINT", "optimiser steps")] = None
     loss: Annotated[float | None, _col("DOUBLE", "mean loss over the last tenth of the steps")] = None
-    detail: Annotated[str | None, _col("VARCHAR", "trainer config and further metrics, as JSON")] = None
+    detail: Annotated[
+        str | None,
+        _col("VARCHAR", "further metrics; of a policy whose tokens a reward model scored, `reward_policy_id`; as JSON"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from learn_parts.page import fallen  # noqa: E402
 
 from strop.storage.tables import Decision  # noqa: E402
 
-SHARED = ("name", "description", "filter", "build", "train", "gate")
+SHARED = ("name", "description", "filter", "build", "train_reward", "train", "gate")
 """Where a method's recipe may differ from another's."""
 
 

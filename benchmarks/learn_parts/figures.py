@@ -16,8 +16,8 @@ from strop.storage.tables import Decision, Metric
 FAMILIES = {
     "right completions": ("star", "rest_em", "raft", "rft"),
     "pairs": ("dpo", "dpo_nll", "dpo_base", "dpo_champion", "simpo", "redi"),
-    "groups, clipped ratio": ("grpo", "dr_grpo", "dapo", "rloo", "bnpo", "w_reinforce"),
-    "groups, others": ("nft", "kto", "topr", "opmd", "a_lol", "hpt"),
+    "groups, clipped ratio": ("grpo", "dr_grpo", "dapo", "rloo", "bnpo", "w_reinforce", "ppo"),
+    "groups, others": ("nft", "kto", "topr", "opmd", "a_lol", "hpt", "prime", "oreal"),
 }
 """The methods by what they learn from, in the order they are run in."""
 NAMES = ("pass@1", "pass@8", "diversity")

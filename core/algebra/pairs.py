@@ -149,6 +149,18 @@ def pair_loss(values: Tensor, margin: Tensor, batch: PairBatch) -> Loss:
     )
 
 
+def mean_of_kind(values: Tensor, kind: int, batch: PairBatch) -> Tensor:
+    """Mean over the step's pairs of that stratum of `values` [B] times their weights; 0 where the step has none.
+
+    Raises ValueError where the examples have no strata.
+    """
+    if batch.strata is None or batch.step_strata is None or bool((batch.strata < 0).any()):
+        raise ValueError('the pairs have no strata: the objective\'s mark asks for them with needs=("stratum",)')
+    here = batch.strata == kind
+    count = (batch.step_strata == kind).sum().clamp(min=1)
+    return (torch.where(here, values, 0.0) * batch.weights).sum() / count
+
+
 def anchored(loss: Loss, coefficient: float, batch: PairBatch) -> Loss:
     """The loss plus `coefficient` times the NLL of the chosen completions, averaged over the tokens of the step."""
     nll = -(batch.weights * sums(batch).chosen).sum() / batch.step_chosen_tokens
@@ -158,6 +170,14 @@ def anchored(loss: Loss, coefficient: float, batch: PairBatch) -> Loss:
 def bent(mean_logps: Tensor, alpha: float) -> Tensor:
     """(1 - p^-alpha) / alpha of p = exp(mean log-probability a token); towards alpha = 0 log p (2501.03884)."""
     return -torch.expm1((-alpha * mean_logps).clamp(max=LARGEST)) / alpha
+
+
+def contrasted(better: Tensor, worse: Tensor) -> Tensor:
+    """sigmoid(log P behind a better prompt - log P behind a worse one) - 1/2 of each token, from -1/2 to 1/2.
+
+    What asking for the better makes likelier is worth something by itself (T-REG, 2412.02685).
+    """
+    return (better - worse).sigmoid() - 0.5
 
 
 def beyond_shared(batch: PairBatch, weight: float) -> PairBatch:

@@ -40,3 +40,9 @@ def decline(progress: float, kept: float = 0.8, slow: float = 2.0, fast: float =
     if half <= 1:
         return 1 - (1 - kept) * (1 - math.exp(-slow * half))
     return kept * math.exp(-fast * (half - 1))
+
+
+def steered(share: float, slope: float, excess: float, rate: float, entropy_rate: float) -> float:
+    """The share of imitation after a step: along the slope of the utility by it, and up where the policy's entropy
+    exceeds its target; held within 0 and 1 (AMFT, 2508.06944)."""
+    return min(1.0, max(0.0, share + rate * slope + entropy_rate * excess))

@@ -30,6 +30,12 @@ def binary(rewards: Tensor) -> Tensor:
     return rewards
 
 
+def evened(outcomes: Tensor, of: Tensor) -> Tensor:
+    """[B] weights of outcomes 0 and 1 under which both kinds count alike among those `of` [S], where each has one."""
+    right = (of > 0.5).sum()
+    return len(of) / (2 * torch.where(outcomes > 0.5, right, len(of) - right))
+
+
 def demonstrations(step: StepRows) -> Tensor:
     """[S] whether it is the demonstration of its group."""
     return step.rewards.isnan() & (step.group_ids >= 0)

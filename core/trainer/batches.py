@@ -16,6 +16,7 @@ import numpy as np
 
 from strop.core.seeds import derive
 from strop.core.trainer.encode import Encoded, Item
+from strop.core.units import units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,33 +61,45 @@ class Inputs:
 
 
 def plan(
-    items: Sequence[Item], *, epochs: int, batch_tokens: int, micro_batch_tokens: int, seed: int, packed: bool = False
+    items: Sequence[Item],
+    *,
+    epochs: int,
+    batch_tokens: int,
+    micro_batch_tokens: int,
+    seed: int,
+    packed: bool = False,
+    in_turns: bool = False,
 ) -> list[Step]:
-    """The optimiser steps of all epochs. Depends on nothing but the arguments."""
-    units = _units(items)
-    targets = np.array([sum(items[i].targets for i in unit) for unit in units])
-    lengths = np.array([max(items[i].length for i in unit) for unit in units])
-    per_epoch = max(1, round(targets.sum() / batch_tokens))
+    """The optimiser steps of all epochs, in each the strata one after the other if `in_turns`.
+
+    Depends on nothing but the arguments.
+    """
+    turns = sorted({item.stratum for item in items}) if in_turns else [-1]
+    members = [[i for i, item in enumerate(items) if not in_turns or item.stratum == turn] for turn in turns]
     steps: list[Step] = []
     for epoch in range(epochs):
-        rng = np.random.default_rng(derive(seed, "order", epoch))
-        cuts: list[list[int]] = []
-        order = rng.permutation(len(units))
-        chunks = max(1, round(per_epoch / STEPS_PER_CHUNK))
-        for number, chunk in enumerate(_even(order, targets, chunks)):
-            by_length = chunk[np.argsort(lengths[chunk], kind="stable")]
-            n = per_epoch * (number + 1) // chunks - per_epoch * number // chunks
-            cuts += [[i for unit in piece for i in units[unit]] for piece in _even(by_length, targets, n)]
-        steps += [one_step(items, cuts[i], micro_batch_tokens, packed) for i in rng.permutation(len(cuts))]
+        for turn, chosen in enumerate(members):
+            rng = np.random.default_rng(derive(seed, "order", epoch, *([turn] if turn else [])))
+            cuts = _cuts(items, chosen, batch_tokens, rng)
+            steps += [one_step(items, cut, micro_batch_tokens, packed) for cut in cuts]
     return steps
 
 
-def _units(items: Sequence[Item]) -> list[list[int]]:
-    """Items that must share a step: the members of a group, else one alone."""
-    groups: dict[object, list[int]] = {}
-    for index, item in enumerate(items):
-        groups.setdefault(("group", item.group_id) if item.group_id >= 0 else index, []).append(index)
-    return list(groups.values())
+def _cuts(items: Sequence[Item], chosen: list[int], batch_tokens: int, rng: np.random.Generator) -> list[list[int]]:
+    """The items of each step of one pass over the chosen ones."""
+    groups = units(items[i].group_id if items[i].group_id >= 0 else None for i in chosen)
+    together = [[chosen[i] for i in unit] for unit in groups]
+    targets = np.array([sum(items[i].targets for i in unit) for unit in together])
+    lengths = np.array([max(items[i].length for i in unit) for unit in together])
+    total = max(1, round(targets.sum() / batch_tokens))
+    cuts: list[list[int]] = []
+    order = rng.permutation(len(together))
+    chunks = max(1, round(total / STEPS_PER_CHUNK))
+    for number, chunk in enumerate(_even(order, targets, chunks)):
+        by_length = chunk[np.argsort(lengths[chunk], kind="stable")]
+        n = total * (number + 1) // chunks - total * number // chunks
+        cuts += [[i for unit in piece for i in together[unit]] for piece in _even(by_length, targets, n)]
+    return [cuts[i] for i in rng.permutation(len(cuts))]
 
 
 def _even(order: np.ndarray, size: np.ndarray, n: int) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from strop.core.trainer.job import TrainJob, TrainResult
 from strop.core.trainer.policy import quiet
+from strop.core.trainer.token_head import TokenHead, save_head
 from strop.storage.durable import fsync
 from strop.storage.errors import StageError
 
@@ -41,8 +43,16 @@ def load_checkpoint(work: Path, key: str) -> dict[str, Any] | None:
     return state if state["key"] == key else None
 
 
-def save_policy(model: Any, tokenizer: Any, job: TrainJob, *, dtype: torch.dtype, result: TrainResult) -> None:
-    """Write a Hugging Face directory beside `job.output`, then rename it there.
+def save_policy(
+    model: Any,
+    tokenizer: Any,
+    job: TrainJob,
+    *,
+    dtype: torch.dtype,
+    result: TrainResult,
+    heads: Mapping[str, TokenHead] | None = None,
+) -> None:
+    """Write a Hugging Face directory beside `job.output`, then rename it there; `heads` by name beside the weights.
 
     Files of the starting policy that are not weights (tokenizer, chat template, model code) come along unchanged.
     """
@@ -60,6 +70,8 @@ def save_policy(model: Any, tokenizer: Any, job: TrainJob, *, dtype: torch.dtype
                     shutil.copyfile(path, partial / path.name)
         else:
             tokenizer.save_pretrained(partial)
+        for name, head in (heads or {}).items():
+            save_head(head, partial, name)
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
             fsync(path)
         fsync(partial)

@@ -54,6 +54,25 @@ class Validation(Config):
     """Looks without a lower loss until training stops. The parameters of the best look are the result."""
 
 
+class Ewc(Config):
+    """Elastic weight consolidation: what a sample of completions depends on is held near where training starts."""
+
+    weight: PositiveFloat
+    """Of half the squared changes of the weights, each times its Fisher information."""
+    sample: str = "earlier"
+    """The completions: 'earlier' = examples of this run's earlier rounds, in round 1 none; 'trained' = those trained
+    on; or a file with one JSON object a line, `prompt` and `completion`, whose path starts at the recipe's folder."""
+    examples: PositiveInt = 256
+    """Most completions, drawn at random. Each is a backward pass of its own before the first step."""
+
+    @field_validator("sample")
+    @classmethod
+    def _is_known(cls, sample: str) -> str:
+        if sample not in ("earlier", "trained") and not sample.endswith(".jsonl"):
+            raise ValueError(f"'earlier', 'trained' or a file that ends in .jsonl is expected, got {sample!r}")
+        return sample
+
+
 class Train(Config):
     """Configuration of the `train` stage."""
 
@@ -63,6 +82,9 @@ class Train(Config):
     """The policy training starts from: the champion, the last round's candidate, or the base policy."""
     reference: Literal["init", "base", "previous", "champion"] = "init"
     """The frozen reference policy, read only when the objective requires one; 'init' = where training starts."""
+    reward_model: Annotated[str | None, LATER] = None
+    """Name of the `train_reward` stage whose newest model scores the tokens, read only where the objective requires it;
+    null = the one that fits."""
     data_window: PositiveInt | Literal["all"] = 1
     """Rounds whose examples are trained on, counted back from this one."""
     replay: Annotated[Replay | None, LATER] = None
@@ -82,6 +104,8 @@ class Train(Config):
     """Share of the steps in which the learning rate rises from zero."""
     validation: Annotated[Validation | None, LATER] = None
     """Hold some examples back and stop when the loss on them no longer falls; null = train all epochs."""
+    ewc: Annotated[Ewc | None, LATER] = None
+    """Hold on to what other completions depend on, under any objective; null = the weights move freely."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, on matrices only."""
     max_grad_norm: PositiveFloat = 1.0
@@ -127,13 +151,21 @@ class Train(Config):
             raise ValueError("replay draws from earlier rounds: set data_window to how many, or to all")
         return self
 
+    @model_validator(mode="after")
+    def _holds_what_it_can(self) -> Train:
+        if self.ewc is not None and self.lora is not None and self.lora.dora:
+            raise ValueError("ewc goes by what adapters add, and dora also scales the weights: write dora: false")
+        if self.ewc is not None and self.lora is not None and self.shard:
+            raise ValueError("ewc with adapters needs the weights whole on each process: write shard: false")
+        return self
+
 
 class TrainReward(Train):
     """Configuration of a `train_reward` stage: the same settings, with defaults that suit a reward model."""
 
     objective: str | dict[str, Any] = "bradley_terry"
     """The objective plugin: one with a score head, or one with a reference and a `beta`, whose policy is an implicit
-    reward model: beta times the log-ratio to the reference."""
+    reward model: beta times the log-ratio to the reference. One of SFT rows gives the log-ratio itself."""
     init_from: Literal["champion", "previous", "base"] = "base"
     """The policy training starts from: the champion, the base policy, or this stage's own last reward model (the base
     where there is none yet)."""

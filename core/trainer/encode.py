@@ -59,6 +59,8 @@ class Item:
     """Of each sequence's completion, where they are known already."""
     stratum: int = -1
     """Which part of its group it belongs to; -1 where the example has none."""
+    scorer_logps: tuple[FloatArray | None, FloatArray | None] = (None, None)
+    """Of the completion under an implicit reward model and under its reference, where they are known already."""
 
     @property
     def length(self) -> int:
@@ -97,6 +99,30 @@ def encode(table: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_length: i
         if bad:
             raise StageError(f"{what} (example ids {name_ids([i.example_id for i in bad])})")
     return items
+
+
+def behind(
+    table: pa.Table,
+    text: str,
+    items: Sequence[Item],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    longest: str,
+    setting: str,
+) -> list[Item]:
+    """The items, made of the rows, once more with the prompt that `text` makes of theirs, which is its `{prompt}`.
+
+    Raises StageError as `encode`, naming the setting that has the text.
+    """
+    prompts = [text.replace("{prompt}", prompt) for prompt in table.column("prompt").to_pylist()]
+    at = table.column_names.index("prompt")
+    try:
+        made = encode(table.set_column(at, "prompt", [prompts]), tokenizer, max_length=max_length, longest=longest)
+    except StageError as error:
+        raise StageError(f"behind the prompt of `{setting}`: {error}") from error
+    by_id = {item.example_id: item for item in made}
+    return [by_id[item.example_id] for item in items]
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -140,7 +166,7 @@ def _item(
     return Item(
         example_id=row["example_id"],
         sequences=tuple(
-            _sequence(
+            encoded(
                 prompt,
                 texts[row[name] or ""] if row[f"{name}_token_ids"] is None else row[f"{name}_token_ids"],
                 row["loss_spans"],
@@ -155,6 +181,10 @@ def _item(
         behaviour_logps=_floats(behaviour),
         reference_logps=tuple(_floats(row[f"{name}_reference_logps"]) for name in names),
         stratum=-1 if row["stratum"] is None else row["stratum"],
+        scorer_logps=(
+            _floats(row["completion_scorer_logps"]),
+            _floats(row["completion_scorer_reference_logps"]),
+        ),
     )
 
 
@@ -162,9 +192,10 @@ def _floats(values: Sequence[float] | None) -> FloatArray | None:
     return None if values is None else np.asarray(values, dtype=np.float32)
 
 
-def _sequence(
-    prompt: list[int], ids: list[int], spans: list[int] | None, tokenizer: PreTrainedTokenizerBase
+def encoded(
+    prompt: list[int], ids: Sequence[int], spans: list[int] | None, tokenizer: PreTrainedTokenizerBase
 ) -> Encoded:
+    """A prompt and a completion, covered where its characters meet the spans, or whole."""
     if spans:
         ends = piece_ends(ids, tokenizer)
         covered = [_overlaps(a, b, spans) for a, b in zip([0, *ends], ends, strict=False)]

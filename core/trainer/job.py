@@ -37,6 +37,8 @@ COLUMNS: dict[str, str] = {
     "completion_reference_logps": "list<float>",
     "chosen_reference_logps": "list<float>",
     "rejected_reference_logps": "list<float>",
+    "completion_scorer_logps": "list<float>",
+    "completion_scorer_reference_logps": "list<float>",
     "reward": "double",
     "group_id": "int64",
     "weight": "double",
@@ -45,7 +47,27 @@ COLUMNS: dict[str, str] = {
     "stratum": "int64",
 }
 """Column -> Arrow type. Token ids are used exactly as given; where null, the text is tokenised and ended with EOS.
-Log-probabilities under the reference that are null are computed before the first step."""
+Log-probabilities under frozen policies that are null are computed before the first step."""
+
+FROZEN = {
+    "reference": ("completion", "chosen", "rejected"),
+    "scorer": ("completion",),
+    "scorer_reference": ("completion",),
+}
+"""Frozen policies, the implicit reward model that scores tokens and its reference among them, and the sides of an
+example that may bring their log-probabilities along, in the column `<side>_<policy>_logps`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScorer:
+    """The reward model that scores tokens, for an objective that requires it."""
+
+    model: Path
+    """Its directory."""
+    reference: Path | None = None
+    """Directory of the reference of an implicit one; None: it has a head that gives one number a token."""
+    beta: float = 1.0
+    """Of an implicit one: its reward for a log-ratio of 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +78,12 @@ class TrainJob:
     """Directory of the policy to start from."""
     reference: Path | None = None
     """Directory of the reference policy, when the objective's mark requires one."""
+    scorer: TokenScorer | None = None
+    """When the objective's mark requires 'token_scores'."""
     examples: Path
     """Parquet file as `write_examples` writes it."""
+    kept: Path | None = None
+    """Such a file of what `train.ewc` is to keep; None where there is nothing."""
     output: Path
     """Directory to write the new policy to; must not exist yet."""
     work: Path
@@ -86,7 +112,8 @@ class TrainJob:
         parts = dataclasses.asdict(self)
         for name in ("output", "work", "track", "title", "logs"):
             del parts[name]
-        parts["examples"] = hashlib.blake2b(self.examples.read_bytes(), digest_size=16).hexdigest()
+        for name, path in (("examples", self.examples), ("kept", self.kept)):
+            parts[name] = path and hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
         return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
@@ -225,15 +252,10 @@ def check_examples(table: pa.Table, *, kind: str | None = None, needs: Collectio
         [r for r in rows if r["behaviour_logps"] and len(r["behaviour_logps"]) != len(r["completion_token_ids"] or ())],
         "behaviour_logps must have one entry for each of completion_token_ids",
     )
-    for side in ("completion", "chosen", "rejected"):
+    for side, name in [(side, f"{side}_{policy}_logps") for policy, sides in FROZEN.items() for side in sides]:
         refuse(
-            [
-                r
-                for r in rows
-                if r[f"{side}_reference_logps"] is not None
-                and len(r[f"{side}_reference_logps"]) != len(r[f"{side}_token_ids"] or ())
-            ],
-            f"{side}_reference_logps must have one entry for each of {side}_token_ids",
+            [r for r in rows if r[name] is not None and len(r[name]) != len(r[f"{side}_token_ids"] or ())],
+            f"{name} must have one entry for each of {side}_token_ids",
         )
     for name in needs:
         refuse(

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from strop.core.trainer.batches import Inputs, inputs
 from strop.core.trainer.encode import Encoded, IntArray
 from strop.core.trainer.ranks import ALONE, Ranks
+from strop.core.trainer.token_head import TokenHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,31 +39,41 @@ class Predicted:
     """[N] float32 log-probability of each."""
     entropy: Tensor | None
     """[N] float32, in nats, of the distribution each was chosen from; None unless asked for."""
+    values: Tensor | None
+    """[N] float32 of the head, read where each was chosen; None where there is none."""
 
 
 class TokenLogps(nn.Module):
     """A causal language model that answers with log-probabilities instead of logits.
 
     `model` may carry adapters; its own decoder and head are called, so that those take part. `entropy` adds that of
-    each target's distribution.
+    each target's distribution; `head` reads a number of its own from the same hidden states.
     """
 
-    def __init__(self, model: PreTrainedModel, *, entropy: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, *, entropy: bool = False, head: TokenHead | None = None) -> None:
         super().__init__()
         self.model: Any = model
         self.entropy = entropy
+        self.head = head
         self.split = self._head_is_plain()
 
     def forward(self, batch: Inputs) -> Predicted:
         """Of the batch's N targets."""
-        found = self._picked(batch)
-        return Predicted(found[0], found[1] if self.entropy else None)
+        hidden: Tensor | None = None
+        if self.split:
+            hidden = self._hidden_at(batch)
+            found = self._picked(hidden, batch.target)
+        else:
+            own = self._own(batch, hidden=self.head is not None)
+            found = self._pick(own.logits.flatten(0, 1)[batch.at], batch.target)
+            if own.hidden_states is not None:
+                hidden = own.hidden_states[-1].flatten(0, 1)[batch.at]
+        values = None if self.head is None else self.head(hidden)
+        return Predicted(found[0], found[1] if self.entropy else None, values)
 
-    def _picked(self, batch: Inputs) -> Tensor:
+    def _picked(self, hidden: Tensor, target: Tensor) -> Tensor:
         """[1 or 2, N]"""
-        if not self.split:
-            return self._pick(self._own_logits(batch), batch.target)
-        pieces = self._pieces(batch)
+        pieces = list(zip(self._pieces(hidden), self._pieces(target), strict=True))
         if len(pieces) == 1:
             return self._head(*pieces[0])
         if not torch.is_grad_enabled():
@@ -72,18 +83,20 @@ class TokenLogps(nn.Module):
     def best(self, batch: Inputs) -> Tensor:
         """[N] the likeliest token at the place of each target."""
         if not self.split:
-            return self._own_logits(batch).argmax(-1)
-        return torch.cat([self._logits(hidden).argmax(-1) for hidden, _ in self._pieces(batch)])
+            logits: Tensor = self._own(batch).logits
+            return logits.flatten(0, 1)[batch.at].argmax(-1)
+        return torch.cat([self._logits(hidden).argmax(-1) for hidden in self._pieces(self._hidden_at(batch))])
 
-    def _own_logits(self, batch: Inputs) -> Tensor:
-        logits: Tensor = self.model(**_reads(batch.ids, batch.positions)).logits
-        return logits.flatten(0, 1)[batch.at]
+    def _own(self, batch: Inputs, *, hidden: bool = False) -> Any:
+        return self.model(**_reads(batch.ids, batch.positions), output_hidden_states=hidden)
 
-    def _pieces(self, batch: Inputs) -> list[tuple[Tensor, Tensor]]:
-        """Hidden states and targets, of as many targets at a time as may have their logits in memory."""
-        hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
-        chunk = max(1, CHUNK_ELEMENTS // self._vocabulary())
-        return list(zip(torch.split(hidden, chunk), torch.split(batch.target, chunk), strict=True))
+    def _hidden_at(self, batch: Inputs) -> Tensor:
+        """[N, H] the last hidden states that the targets are chosen from."""
+        return self._hidden(batch.ids, batch.positions).flatten(0, 1)[batch.at]
+
+    def _pieces(self, values: Tensor) -> Sequence[Tensor]:
+        """Of [N, ...], as many targets at a time as may have their logits in memory."""
+        return torch.split(values, max(1, CHUNK_ELEMENTS // self._vocabulary()))
 
     def _hidden(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         hidden: Tensor = self.model.get_decoder()(**_reads(ids, positions)).last_hidden_state
@@ -145,6 +158,8 @@ class Seen:
     """[B, T]"""
     entropy: Tensor | None
     """[B, T] likewise; None unless asked for."""
+    values: Tensor | None
+    """[B, T] likewise, of the head; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +173,17 @@ class Reader:
     """One after the other, without padding."""
     ranks: Ranks = ALONE
 
+    def numbers(self, sequences: Sequence[Encoded]) -> Tensor:
+        """[B, T] log-probability of each target, zero where the mask is zero."""
+        return self(sequences).logps
+
     def __call__(self, sequences: Sequence[Encoded]) -> Seen:
         """One forward pass over all of them."""
         batch = inputs(sequences, self.device, packed=self.packed)
         with self._precision():
             found: Predicted = self.policy(batch)
-        entropy = None if found.entropy is None else _spread(found.entropy, batch)
-        return Seen(_spread(found.logps, batch), batch.mask, entropy)
+        entropy, values = (None if some is None else _spread(some, batch) for some in (found.entropy, found.values))
+        return Seen(_spread(found.logps, batch), batch.mask, entropy, values)
 
     def likeliest(self, sequences: Sequence[Encoded]) -> Tensor:
         """[B, T] the likeliest token at each target, zero where the mask is zero."""
@@ -174,6 +193,29 @@ class Reader:
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What the head of a reader's policy says of each target, in place of log-probabilities."""
+
+    read: Reader
+
+    @property
+    def packed(self) -> bool:
+        """As the reader."""
+        return self.read.packed
+
+    @property
+    def ranks(self) -> Ranks:
+        """As the reader."""
+        return self.read.ranks
+
+    def numbers(self, sequences: Sequence[Encoded]) -> Tensor:
+        """[B, T] zero where the mask is zero."""
+        values = self.read(sequences).values
+        assert values is not None, "the policy has a head"
+        return values
 
 
 def _spread(flat: Tensor, batch: Inputs) -> Tensor:

@@ -17,16 +17,19 @@ import torch
 from strop.core.trainer.batches import Step
 from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
+from strop.core.trainer.elastic import Elastic
 from strop.core.trainer.encode import Item
+from strop.core.trainer.foresight import slopes
 from strop.core.trainer.job import TrainJob, name_ids
 from strop.core.trainer.known import Known
 from strop.core.trainer.logps import Reader
-from strop.core.trainer.look import looking, step_entropy
+from strop.core.trainer.look import looking, step_entropy, step_logps
 from strop.core.trainer.loss import micro_loss, step_rows
 from strop.core.trainer.objective import Loss, StepRows
 from strop.core.trainer.ranks import is_sharded, whole
 from strop.core.trainer.score import ScoreReader
 from strop.core.trainer.state import restore, save
+from strop.core.trainer.token_score import TokenReader
 from strop.core.trainer.tracking import Tracked
 from strop.core.trainer.validation import Watch
 from strop.storage.errors import StageError
@@ -47,17 +50,23 @@ class Work:
     steps: list[Step]
     trained: dict[str, torch.nn.Parameter]
     """The parameters in training, by name."""
-    read: Reader | ScoreReader
+    read: Reader | ScoreReader | TokenReader
     objective: Callable[[Any], Loss]
     known: Known
     corrupter: Corrupter | None
     """Where the objective's mark has `corrupts`."""
     entropy: Reader | None
     """Reads the entropy of a step before it is taken, when the mark requires 'step_entropy'."""
+    logps: Reader | None
+    """Likewise its log-probabilities, when the mark requires 'step_logps'."""
     watch: Watch | None
     """Where examples are held back."""
     track: Tracked
     """Shows a step's metrics elsewhere."""
+    foresees: bool
+    """Whether the objective's mark requires 'foresight'."""
+    elastic: Elastic | None
+    """Where something is to be kept."""
 
 
 def run(job: TrainJob, config: Train, work: Work, progress: Progress) -> list[dict[str, float]]:
@@ -105,7 +114,7 @@ def _look(work: Work, step: Step, before: list[dict[str, float]]) -> float:
     ranks, losses = work.read.ranks, dict[int, float]()
     with looking(work.read.policy):
         for number, counts in ranks.mine(len(step.micro)):
-            loss = _loss(work, work.items, step, number, rows, 1.0, before)
+            loss = _loss(work, work.items, step, number, rows, 1.0, before, held_back=True)
             if counts:
                 losses[number] = float(loss.value)
     return float(sum(ranks.collected(losses)))
@@ -119,18 +128,19 @@ def _loss(
     rows: tuple[StepRows, dict[int, int]] | None,
     progress: float,
     before: Sequence[Mapping[str, float]],
+    held_back: bool = False,
 ) -> Loss:
     return micro_loss(
         step.micro[number],
         items=items,
         step=step,
         whole=rows,
-        reference=work.known.reference,
+        known=work.known,
         read=work.read,
         objective=work.objective,
-        old=work.known.old,
         progress=progress,
         history=tuple(before),
+        held_back=held_back,
     )
 
 
@@ -149,6 +159,7 @@ def _optimise(
     optimizer.zero_grad(set_to_none=True)
     rows = _whole(work, step)
     items = work.items if work.corrupter is None else work.corrupter.step(work.items, step, index, progress)
+    ahead = _foreseen(work, items, step, rows, progress, before) if work.foresees else {}
     ranks, losses = work.read.ranks, dict[int, Loss]()
     for number, counts in ranks.mine(len(step.micro)):
         loss = _loss(work, items, step, number, rows, progress, before)
@@ -156,14 +167,39 @@ def _optimise(
         if counts:
             losses[number] = Loss(loss.value.detach(), loss.metrics)
     ranks.add_up(work.trained.values())
+    held = {} if work.elastic is None else {"ewc": work.elastic.pull()}
     norm = _clip(work.trained.values(), config.max_grad_norm)
     values = torch.stack([loss.value for loss in losses.values()]).tolist() if losses else []
     own = {number: (value, losses[number].metrics) for number, value in zip(losses, values, strict=True)}
     found = ranks.collected(own)
     _check_finite([value for value, _ in found], norm, index, step, work.items)
     optimizer.step()
-    total = sum(value for value, _ in found)
-    return {"loss": total, "lr": rate, "grad_norm": norm, "tokens": step.targets} | _added(told for _, told in found)
+    total = sum(value for value, _ in found) + sum(held.values())
+    told = {"loss": total, "lr": rate, "grad_norm": norm, "tokens": step.targets}
+    return told | held | ahead | _added(more for _, more in found)
+
+
+def _foreseen(
+    work: Work,
+    items: Sequence[Item] | Mapping[int, Item],
+    step: Step,
+    rows: tuple[StepRows, dict[int, int]] | None,
+    progress: float,
+    before: Sequence[Mapping[str, float]],
+) -> dict[str, float]:
+    """How what the objective reports of the step goes along with its loss on the examples held back."""
+    assert work.watch is not None
+    watched = work.watch.step
+    apart = _whole(work, watched)
+    return slopes(
+        step,
+        lambda number: _loss(work, items, step, number, rows, progress, before),
+        watched,
+        lambda number: _loss(work, work.items, watched, number, apart, progress, before, held_back=True),
+        work.trained,
+        work.read.policy,
+        work.read.ranks,
+    )
 
 
 def _clip(parameters: Collection[torch.nn.Parameter], most: float) -> float:
@@ -189,15 +225,19 @@ def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _whole(work: Work, step: Step) -> tuple[StepRows, dict[int, int]] | None:
     """The step's sequences, and the row of each item among them; None for pairs and scores: they have no statistics."""
     members = [i for micro in step.micro for i in micro]
-    if isinstance(work.read, ScoreReader) or len(work.items[members[0]].sequences) == 2:
+    if not isinstance(work.read, Reader) or len(work.items[members[0]].sequences) == 2:
         return None
     moved = None if work.known.mismatched is None else work.known.mismatched.moved(members, work.read)
+    scores = work.known.token_scores
     rows = step_rows(
         [work.items[i] for i in members],
         old=None if work.known.old is None else [work.known.old.logps[i][0] for i in members],
         reference=None if work.known.reference is None else [work.known.reference.logps[i][0] for i in members],
+        old_values=None if work.known.old_values is None else [work.known.old_values.logps[i][0] for i in members],
         mismatched=moved,
         entropy=None if work.entropy is None else step_entropy(work.items, step, work.entropy),
+        logps=None if work.logps is None else step_logps(work.items, step, work.logps),
+        token_scores=None if scores is None else [scores.logps[i][0] for i in members],
         device=work.read.device,
     )
     return rows, {i: row for row, i in enumerate(members)}

@@ -4,28 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from strop.core.trainer.batches import Step, runs
-from strop.core.trainer.encode import Item
+from strop.core.trainer.encode import Encoded, Item
 from strop.core.trainer.logps import Reader
 from strop.core.trainer.objective import Loss, PairBatch, SequenceBatch, StepRows
+from strop.core.trainer.ranks import Ranks
 from strop.core.trainer.score import ScoreReader, scored_loss
+from strop.core.trainer.token_score import TokenReader
+
+if TYPE_CHECKING:
+    from strop.core.trainer.known import Known
+
+
+class Numbers(Protocol):
+    """A model, and how it gives each token a number."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether it reads sequences one after the other, without padding."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the work out."""
+        ...
+
+    def numbers(self, sequences: Sequence[Encoded]) -> Tensor:
+        """[B, T] zero where the mask is zero."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The reference policy's log-probabilities of every item, computed once."""
+    """What a frozen policy makes of every item, computed once: log-probabilities, or another number a target."""
 
     logps: list[tuple[np.ndarray[Any, Any], ...]]
     """Per item and side: [T] zero where the loss covers nothing."""
 
 
-def reference_logps(items: Sequence[Item], read: Reader, *, micro_batch_tokens: int) -> Reference:
+def reference_logps(items: Sequence[Item], read: Numbers, *, micro_batch_tokens: int) -> Reference:
     """One pass over the items, longest last, in the order of their lengths."""
     found: list[list[Any]] = [[None] * len(item.sequences) for item in items]
     flat = [(i, side) for i, item in enumerate(items) for side in range(len(item.sequences))]
@@ -36,7 +59,7 @@ def reference_logps(items: Sequence[Item], read: Reader, *, micro_batch_tokens: 
     for number, _ in read.ranks.mine(len(parts)):
         run = parts[number]
         with torch.no_grad():
-            logps = read(sequences[run.start : run.stop]).logps.cpu().numpy()
+            logps = read.numbers(sequences[run.start : run.stop]).cpu().numpy()
         own.update({at: row[: len(sequences[at].mask)].copy() for row, at in zip(logps, run, strict=True)})
     for (i, side), values in zip(flat, read.ranks.collected(own), strict=True):
         found[i][side] = values
@@ -48,11 +71,15 @@ def step_rows(
     *,
     old: Sequence[Any] | None,
     reference: Sequence[Any] | None,
+    old_values: Sequence[Any] | None,
     mismatched: Sequence[float] | None,
     entropy: Sequence[Any] | None,
+    logps: Sequence[Any] | None,
+    token_scores: Sequence[Any] | None,
     device: str,
 ) -> StepRows:
-    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T], like `entropy`."""
+    """The sequences of one optimiser step; `old` and `reference` are log-probabilities of each, [T], like `entropy`,
+    `old_values` and `token_scores`."""
     mask = _padded([item.sequences[0].mask for item in chosen], 0.0, device)
     width = mask.shape[1]
 
@@ -70,11 +97,18 @@ def step_rows(
         behaviour_logps=known([item.behaviour_logps for item in chosen]),
         old_logps=known(old),
         reference_logps=known(reference),
+        old_values=known(old_values),
         mismatched=None if mismatched is None else each(mismatched),
         entropy=known(entropy),
+        logps=known(logps),
+        token_scores=known(token_scores),
         targets=_targets(chosen, width, device),
-        strata=torch.tensor([item.stratum for item in chosen], dtype=torch.int64, device=device),
+        strata=_strata(chosen, device),
     )
+
+
+def _strata(items: Sequence[Item], device: str) -> Tensor:
+    return torch.tensor([item.stratum for item in items], dtype=torch.int64, device=device)
 
 
 def _targets(chosen: Sequence[Item], width: int, device: str) -> Tensor:
@@ -91,18 +125,20 @@ def micro_loss(
     items: Sequence[Item] | Mapping[int, Item],
     step: Step,
     whole: tuple[StepRows, dict[int, int]] | None,
-    old: Reference | None,
-    reference: Reference | None,
-    read: Reader | ScoreReader,
+    known: Known,
+    read: Reader | ScoreReader | TokenReader,
     objective: Callable[[Any], Loss],
     progress: float,
     history: Sequence[Mapping[str, float]],
+    held_back: bool = False,
 ) -> Loss:
     """The objective's loss of one micro-batch, the gradient still attached. `whole` is None for pairs."""
     if isinstance(read, ScoreReader):
         return scored_loss(members, items, step, read, objective)
+    if isinstance(read, TokenReader):
+        return read.loss(members, items, step, objective)
     if whole is None:
-        return objective(_pairs(members, items, step, old, reference, read, progress))
+        return objective(_pairs(members, items, step, known, read, progress))
     rows, place = whole
     seen = read([items[i].sequences[0] for i in members])
     at = torch.tensor([place[i] for i in members], device=read.device)
@@ -116,6 +152,8 @@ def micro_loss(
             step=rows,
             rows=at,
             entropy=seen.entropy,
+            held_back=held_back,
+            head_values=seen.values,
             progress=progress,
             history=history,
         )
@@ -126,8 +164,7 @@ def _pairs(
     members: Sequence[int],
     items: Sequence[Item] | Mapping[int, Item],
     step: Step,
-    old: Reference | None,
-    reference: Reference | None,
+    known: Known,
     read: Reader,
     progress: float,
 ) -> PairBatch:
@@ -135,9 +172,7 @@ def _pairs(
     both = read([item.sequences[side] for side in (0, 1) for item in chosen])
     n, width = len(chosen), both.mask.shape[1]
 
-    def known(policy: Reference | None) -> tuple[Tensor, Tensor] | None:
-        if policy is None:
-            return None
+    def sides(policy: Reference) -> tuple[Tensor, Tensor]:
         first, second = (_padded([policy.logps[i][side] for i in members], 0.0, device, width) for side in (0, 1))
         return first, second
 
@@ -150,8 +185,11 @@ def _pairs(
         margins=torch.tensor([item.margin for item in chosen], dtype=torch.float32, device=device),
         step_pairs=step.sequences,
         step_chosen_tokens=step.tokens,
-        reference_logps=known(reference),
-        old_logps=known(old),
+        reference_logps=None if known.reference is None else sides(known.reference),
+        old_logps=None if known.old is None else sides(known.old),
+        strata=_strata(chosen, device),
+        step_strata=_strata([items[i] for micro in step.micro for i in micro], device),
+        behind={name: sides(policy) for name, policy in known.behind.items()},
         progress=progress,
     )
 

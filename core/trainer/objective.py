@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+ASKED = {
+    "behaviour_logps": 'needs=("logps",)',
+    "old_logps": 'requires=("old",)',
+    "reference_logps": 'requires=("reference",)',
+    "old_values": 'requires=("values",)',
+}
+"""What an objective's mark says to have them."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
@@ -38,12 +46,19 @@ class StepRows:
     """[S, T] under the policy as training found it, when the mark requires 'old'."""
     reference_logps: Tensor | None = None
     """[S, T] under the reference policy, when the mark requires 'reference'."""
+    old_values: Tensor | None = None
+    """[S, T] what the value head, as training found it, expects before each target; when the mark requires 'values'."""
     entropy: Tensor | None = None
     """[S, T] of the policy's distribution at each target as it is before this step, without gradient; when the mark
     requires 'step_entropy'."""
+    logps: Tensor | None = None
+    """[S, T] of the targets under the policy as it is before this step, without gradient; when the mark requires
+    'step_logps'."""
     mismatched: Tensor | None = None
     """[S] log pi - log pi_reference, summed over a completion of another prompt put behind each prompt: without
     gradient, under the policy as it is before this step; when the mark requires 'mismatched'."""
+    token_scores: Tensor | None = None
+    """[S, T] what a reward model makes of each token, when the mark requires 'token_scores'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,10 @@ class SequenceBatch:
     """[B] int64: which of the step's sequences these are."""
     entropy: Tensor | None = None
     """[B, T] of the policy's distribution at each target, with its gradient, when the mark requires 'entropy'."""
+    head_values: Tensor | None = None
+    """See `values`; None unless the mark requires them."""
+    held_back: bool = False
+    """Whether these are the examples of `train.validation`, which are looked at and not trained on."""
     progress: float = 0.0
     """Share of this training's optimiser steps that are done: 0 in the first, just below 1 in the last."""
     history: Sequence[Mapping[str, float]] = ()
@@ -85,23 +104,39 @@ class SequenceBatch:
     @property
     def behaviour_logps(self) -> Tensor:
         """[B, T] under the distribution they were sampled from. Raises ValueError where there are none."""
-        return self._part("behaviour_logps", 'needs=("logps",)')
+        return self.of(self.whole("behaviour_logps"))
 
     @property
     def old_logps(self) -> Tensor:
         """[B, T] under the policy as training found it. Raises ValueError where there are none."""
-        return self._part("old_logps", 'requires=("old",)')
+        return self.of(self.whole("old_logps"))
 
     @property
     def reference_logps(self) -> Tensor:
         """[B, T] under the reference policy. Raises ValueError where there are none."""
-        return self._part("reference_logps", 'requires=("reference",)')
+        return self.of(self.whole("reference_logps"))
 
-    def _part(self, name: str, mark: str) -> Tensor:
-        values = getattr(self.step, name)
-        if values is None:
-            raise ValueError(f"the batch has no {name}: the objective's mark asks for them with {mark}")
-        return self.of(values)
+    @property
+    def values(self) -> Tensor:
+        """[B, T] what the value head expects before each target, with its gradient. Raises ValueError likewise."""
+        if self.head_values is None:
+            raise ValueError('the batch has no values: the objective\'s mark asks for them with requires=("values",)')
+        return self.head_values
+
+    @property
+    def old_values(self) -> Tensor:
+        """[B, T] the same from the head as training found it. Raises ValueError where there are none."""
+        return self.of(self.whole("old_values"))
+
+    def whole(self, name: str) -> Tensor:
+        """[S, T] the step's behaviour_logps, old_logps, reference_logps or old_values.
+
+        Raises ValueError where there are none.
+        """
+        found: Tensor | None = getattr(self.step, name)
+        if found is None:
+            raise ValueError(f"the batch has no {name}: the objective's mark asks for them with {ASKED[name]}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +163,12 @@ class PairBatch:
     """[B, T] chosen and [B, T'] rejected under the reference policy, when the mark requires 'reference'."""
     old_logps: tuple[Tensor, Tensor] | None = None
     """[B, T] and [B, T'] under the policy as training found it, when the mark requires 'old'."""
+    strata: Tensor | None = None
+    """[B] int64, of which kind a pair is; -1 where the example has none."""
+    step_strata: Tensor | None = None
+    """[P] the same of all pairs in the whole optimiser step."""
+    behind: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """[B, T] and [B, T'] under the reference policy behind each of the further prompts that the mark names."""
     progress: float = 0.0
     """Share of this training's optimiser steps that are done."""
 
@@ -162,6 +203,29 @@ class ScoredSequences:
     """[B]"""
     step_sequences: float
     """Completions in the whole optimiser step."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """Completions as a model that gives one number a token sees them."""
+
+    scores: Tensor
+    """[B, T] carries the gradient; read where each token is predicted from, 0 where the mask is 0."""
+    step_rewards: Tensor
+    """[S] of the whole optimiser step."""
+    mask: Tensor
+    """[B, T] 1.0 on tokens the loss covers."""
+    rewards: Tensor
+    """[B] NaN where the rollout could not be scored."""
+    weights: Tensor
+    """[B]"""
+    step_sequences: float
+    """Completions in the whole optimiser step."""
+
+    def averaged(self) -> ScoredSequences:
+        """Each completion with the mean score of its covered tokens."""
+        mean = (self.scores * self.mask).sum(1) / self.mask.sum(1).clamp(min=1)
+        return ScoredSequences(mean, self.rewards, self.weights, self.step_sequences)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def load_policy(directory: Path, config: Train, *, device: str, head: str | None
     model.train()
     if lora is not None and wrapper is None:
         model.name_or_path = str(directory)  # what a kept adapter names as its base
-        wrapper = add_adapters(model, lora, "CAUSAL_LM" if head is None else "SEQ_CLS")
+        wrapper = add_adapters(model, lora, "SEQ_CLS" if head == "score" else "CAUSAL_LM")
     return Loaded(model, wrapper, tokenizer, stored)
 
 

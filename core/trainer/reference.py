@@ -1,5 +1,7 @@
 """A frozen policy's log-probabilities of every item: those that came along, and the rest, computed here.
 
+Or whatever else a frozen model gives each token.
+
 What is computed is kept in the job's folder, for a training that goes on after a kill and for the lake, where the next
 training with this reference finds it.
 """
@@ -14,8 +16,7 @@ import numpy as np
 
 from strop.core.trainer.encode import FloatArray, Item
 from strop.core.trainer.job import sides
-from strop.core.trainer.logps import Reader
-from strop.core.trainer.loss import Reference, reference_logps
+from strop.core.trainer.loss import Numbers, Reference, reference_logps
 from strop.storage.durable import fsync
 
 if TYPE_CHECKING:
@@ -23,19 +24,18 @@ if TYPE_CHECKING:
 
     from strop.core.trainer.job import TrainJob
 
+COMPUTED = ("example_id", "side", "logps", "whole")
+"""Columns of the file."""
+SCORERS = ("scorer", "scorer_reference")
+"""In the order of `Item.scorer_logps`."""
+
 
 def frozen_logps(
-    job: TrainJob, policy: str, items: Sequence[Item], load: Callable[[], Reader], *, micro_batch_tokens: int
+    job: TrainJob, policy: str, items: Sequence[Item], load: Callable[[], Numbers], *, micro_batch_tokens: int
 ) -> Reference:
-    """All of them; the `policy`, 'reference' or 'old', is loaded, by `load`, only where some are missing.
-
-    What comes along with the examples is the reference's.
-    """
+    """All of them; the `policy` ('reference', 'old', ...) is loaded, by `load`, only where some are missing."""
     kept = _read(job, policy)
-    came = policy == "reference"
-    found = {
-        (i, s): logps if came else None for i, item in enumerate(items) for s, logps in enumerate(item.reference_logps)
-    }
+    found = {(i, s): logps for i, item in enumerate(items) for s, logps in enumerate(_came(item, policy))}
     for at, item in enumerate(items):
         for side, name in enumerate(_names(item)):
             found[at, side] = kept.get((item.example_id, name), found[at, side])
@@ -52,6 +52,15 @@ def frozen_logps(
     return Reference(logps)
 
 
+def _came(item: Item, policy: str) -> tuple[FloatArray | None, ...]:
+    """What came along with the example."""
+    if policy == "reference":
+        return item.reference_logps
+    if policy in SCORERS:
+        return (item.scorer_logps[SCORERS.index(policy)],)
+    return (None,) * len(item.sequences)
+
+
 def _names(item: Item) -> tuple[str, ...]:
     return sides(pair=len(item.sequences) == 2)
 
@@ -62,20 +71,19 @@ def _masked(item: Item, side: int, logps: FloatArray | None) -> FloatArray:
 
 
 def _write(job: TrainJob, policy: str, items: Sequence[Item], computed: Reference) -> None:
-    """Those of whole completions: where the loss covers a part, the rest is not known."""
+    """`whole` says which are of all tokens: where the loss covers a part, the rest is not known."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [
-        (item.example_id, name, logps)
+        (item.example_id, name, logps, bool(sequence.mask.all()))
         for item, sides in zip(items, computed.logps, strict=True)
         for name, logps, sequence in zip(_names(item), sides, item.sequences, strict=True)
-        if sequence.mask.all()
     ]
+    types = (pa.int64(), pa.string(), pa.list_(pa.float32()), pa.bool_())
     columns = {
-        "example_id": pa.array([id for id, _, _ in rows], pa.int64()),
-        "side": pa.array([side for _, side, _ in rows], pa.string()),
-        "logps": pa.array([logps for _, _, logps in rows], pa.list_(pa.float32())),
+        name: pa.array([row[at] for row in rows], kind)
+        for at, (name, kind) in enumerate(zip(COMPUTED, types, strict=True))
     }
     job.work.mkdir(parents=True, exist_ok=True)
     partial = job.work / f"{policy}.parquet.partial"
@@ -93,15 +101,20 @@ def _read(job: TrainJob, policy: str) -> dict[tuple[int, str], FloatArray]:
         return {}
     if (pq.read_schema(path).metadata or {}).get(b"key", b"").decode() != job.key():
         return {}
-    return {(id, side): np.asarray(logps, dtype=np.float32) for id, side, logps in computed_logps(job.work, policy)}
+    return {(id, side): np.asarray(logps, dtype=np.float32) for id, side, logps, _ in _rows(path)}
 
 
 def computed_logps(work: Path, policy: str) -> list[tuple[int, str, list[float]]]:
-    """Example id, side and log-probabilities of what a training whose folder this is computed of the policy."""
+    """Example id, side and log-probabilities of what a training whose folder this is computed of the policy.
+
+    Of whole completions only.
+    """
+    path = work / f"{policy}.parquet"
+    return [(id, side, logps) for id, side, logps, whole in _rows(path) if whole] if path.is_file() else []
+
+
+def _rows(path: Path) -> list[tuple[int, str, list[float], bool]]:
     import pyarrow.parquet as pq
 
-    path = work / f"{policy}.parquet"
-    if not path.is_file():
-        return []
     table = pq.read_table(path)
-    return list(zip(*(table.column(name).to_pylist() for name in ("example_id", "side", "logps")), strict=True))
+    return list(zip(*(table.column(name).to_pylist() for name in COMPUTED), strict=True))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,7 +21,8 @@ from strop.core.trainer.batches import one_step, plan
 from strop.core.trainer.checkpoint import finished, save_policy
 from strop.core.trainer.config import Train
 from strop.core.trainer.corrupt import Corrupter
-from strop.core.trainer.encode import Item, encode
+from strop.core.trainer.elastic import elastic
+from strop.core.trainer.encode import Item, behind, encode
 from strop.core.trainer.job import COLUMNS, TrainJob, TrainResult, check_examples, read_examples, result_of
 from strop.core.trainer.known import known
 from strop.core.trainer.logps import Reader, TokenLogps, reads_packed_apart
@@ -38,10 +39,19 @@ from strop.core.trainer.policy import (
     using_threads,
 )
 from strop.core.trainer.ranks import ALONE, Ranks, shard, whole
+from strop.core.trainer.reference import SCORERS
 from strop.core.trainer.score import ScoreReader, SequenceScores
+from strop.core.trainer.token_head import TokenHead, load_head
+from strop.core.trainer.token_score import NAME, TokenReader, freeze_output, token_reader
 from strop.core.trainer.tracking import tracked
 from strop.core.trainer.validation import Watch, held_back
 from strop.storage.errors import PluginError, StageError, did_you_mean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VALUE = "value"
+"""What the head of a critic is called in the policy's directory."""
 
 
 def train(job: TrainJob, progress: Progress = lambda _: None, ranks: Ranks = ALONE) -> TrainResult:
@@ -80,13 +90,20 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         items, watched = held_back(items, config.validation.share, job.seed)
     both = [*items, *watched]
     micro = config.micro_batch_tokens or (1024 if device == "cpu" else 8192)
-    read: Reader | ScoreReader
+    read: Reader | ScoreReader | TokenReader
+    heads: dict[str, TokenHead] = {}
     if head == "score":
         read = ScoreReader(SequenceScores(loaded.model), device, use_bfloat16(config, device), ranks=ranks)
         if ranks.sharded:
             shard(loaded.model, device)
     else:
-        read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires)
+        if "values" in requires:
+            heads[VALUE] = load_head(job.init, VALUE, loaded.model)
+        read = _reader(loaded.model, config, device, items, ranks, entropy="entropy" in requires, head=heads.get(VALUE))
+        if head == "token":
+            freeze_output(loaded.model)
+            read = token_reader(read, job.init)
+            heads[NAME] = read.policy.head
     steps = plan(
         items,
         epochs=config.epochs,
@@ -94,20 +111,28 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         micro_batch_tokens=micro,
         seed=job.seed,
         packed=read.packed,
+        in_turns=objective.plugin.mark.in_turns,
     )
     stored = known(
         job,
         requires,
         both,
         lambda policy: _frozen(policy, job, config, loaded, read),
+        objective.behind(table, both, loaded.tokenizer, limit, longest),
         max_length=limit,
         micro_batch_tokens=micro,
     )
+    held = None
+    if config.ewc is not None and job.kept is not None and isinstance(read, Reader):
+        held = elastic(job, config.ewc, loaded, read, max_length=limit, longest=longest)
     loaded.model.train()
     trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-    entropy = None
-    if isinstance(read, Reader) and "step_entropy" in requires:
-        entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True))
+    for at, module in heads.items():
+        trained |= {f"{at}_head.{name}": p for name, p in module.named_parameters()}
+    entropy = logps = None
+    if isinstance(read, Reader):
+        entropy = replace(read, policy=TokenLogps(loaded.model, entropy=True)) if "step_entropy" in requires else None
+        logps = read if "step_logps" in requires else None
     with tracked(job) if ranks.first else nullcontext(_silent) as track:
         work = Work(
             both,
@@ -118,8 +143,11 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
             stored,
             objective.corrupter(loaded, read, job.seed),
             entropy,
+            logps,
             _watch(config, both, len(items), len(steps), micro, read.packed),
             track,
+            "foresight" in requires,
+            held,
         )
         metrics = run(job, config, work, progress)
     result = result_of(
@@ -131,11 +159,12 @@ def _train(job: TrainJob, config: Train, progress: Progress, ranks: Ranks, start
         started=started,
         held_back=[item.example_id for item in watched],
     )
-    parameters = {name: whole(p.detach()) for name, p in trained.items()} if ranks.sharded else {}
+    sharded = loaded.model.named_parameters() if ranks.sharded else ()
+    parameters = {name: whole(p.detach()) for name, p in sharded if name in trained}
     if ranks.first:
         if ranks.sharded:
             loaded = _unsharded(job, config, parameters, head)
-        save_policy(_to_save(loaded, config), loaded.tokenizer, job, dtype=loaded.dtype, result=result)
+        save_policy(_to_save(loaded, config), loaded.tokenizer, job, dtype=loaded.dtype, result=result, heads=heads)
     ranks.gather(None)  # nobody ends before the policy is there
     return result
 
@@ -170,9 +199,20 @@ class _Objective:
         loss: Loss = self.plugin.call(self.config, {"batch": batch})
         return loss
 
-    def corrupter(self, loaded: Loaded, read: Reader | ScoreReader, seed: int) -> Corrupter | None:
+    def behind(
+        self, table: pa.Table, items: Sequence[Item], tokenizer: Any, max_length: int, longest: str
+    ) -> dict[str, list[Item]]:
+        """The items with the further prompts that the mark names. Raises StageError where one is then too long."""
+        if self.plugin.mark.behind is None:
+            return {}
+        return {
+            name: behind(table, text, items, tokenizer, max_length=max_length, longest=longest, setting=name)
+            for name, text in self.plugin.mark.behind(self.config).items()
+        }
+
+    def corrupter(self, loaded: Loaded, read: object, seed: int) -> Corrupter | None:
         corrupts = self.plugin.mark.corrupts
-        if corrupts is None or isinstance(read, ScoreReader):
+        if corrupts is None or not isinstance(read, Reader):
             return None
         own = replace(read, policy=TokenLogps(loaded.model))
         return Corrupter(lambda progress: corrupts(self.config, progress), loaded.tokenizer, own, seed)
@@ -189,8 +229,15 @@ def _objective(job: TrainJob) -> _Objective:
                 f"objective {job.objective!r} needs {name!r}: no such column{did_you_mean(name, COLUMNS)}"
             )
     requires = plugin.mark.required(config)
+    if "foresight" in requires and job.train.get("validation") is None:
+        raise StageError(
+            f"objective {job.objective!r} goes by examples held back, and there are none: write validation, e.g. "
+            "{share: 0.1, patience: 1000}"
+        )
     if "reference" in requires and job.reference is None:
         raise StageError(f"objective {job.objective!r} requires a reference policy, and the job names none")
+    if "token_scores" in requires and job.scorer is None:
+        raise StageError(f"objective {job.objective!r} has tokens scored by a reward model, and the job names none")
     return _Objective(plugin, config, needs, requires)
 
 
@@ -201,10 +248,21 @@ def _limit(config: Train, model: Any) -> tuple[int, str]:
     return context, "the policy's context"
 
 
-def _reader(model: Any, config: Train, device: str, items: Sequence[Item], ranks: Ranks, *, entropy: bool) -> Reader:
+def _reader(
+    model: Any,
+    config: Train,
+    device: str,
+    items: Sequence[Item],
+    ranks: Ranks,
+    *,
+    entropy: bool,
+    head: TokenHead | None,
+) -> Reader:
     """Raises StageError where sequences are to be packed and the model mixes them."""
     model.eval()
-    read = Reader(TokenLogps(model, entropy=entropy), device, use_bfloat16(config, device), packs(config, model), ranks)
+    read = Reader(
+        TokenLogps(model, entropy=entropy, head=head), device, use_bfloat16(config, device), packs(config, model), ranks
+    )
     if read.packed and not reads_packed_apart(read, items[0].sequences[0].ids[:16]):
         raise StageError(
             "train.packing: this model does not keep packed sequences apart (its attention ignores where one begins): "
@@ -215,10 +273,18 @@ def _reader(model: Any, config: Train, device: str, items: Sequence[Item], ranks
     return read
 
 
-def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, read: Reader | ScoreReader) -> Reader:
-    """'old' or 'reference', before the first step: adapters are still the identity then."""
-    assert isinstance(read, Reader), "an objective with a score head requires nothing"
+def _frozen(policy: str, job: TrainJob, config: Train, loaded: Loaded, read: object) -> Reader:
+    """'old', 'reference', 'values' or the reward model that scores tokens, before the first step.
+
+    Adapters are still the identity then.
+    """
+    assert isinstance(read, Reader), "an objective with a head requires nothing"
+    if policy == "values":
+        read.policy.eval()
+        return read
     directory = job.init if policy == "old" or job.reference is None else job.reference
+    if job.scorer is not None and policy in SCORERS:
+        directory = job.scorer.model if policy == "scorer" else job.scorer.reference or job.init
     same = directory.resolve() == job.init.resolve()
     model = loaded.model if same else load_model(directory, attention=config.attention)[0].to(read.device)
     model.eval()

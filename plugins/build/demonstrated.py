@@ -45,7 +45,7 @@ def demonstrated(
     for at, member in enumerate(members):
         found.append(member)
         last = at + 1 == len(members) or _group(members[at + 1]) != _group(member)
-        text = _solution(problems[member.problem_id or 0], config.key) if last else None
+        text = solution(problems[member.problem_id or 0], config.key) if last else None
         if text is not None:
             found.append(
                 Example(
@@ -63,7 +63,8 @@ def _group(member: Example) -> tuple[int | None, int | None]:
     return member.problem_id, member.group_id
 
 
-def _solution(problem: Problem, key: str | None) -> str | None:
+def solution(problem: Problem, key: str | None) -> str | None:
+    """The worked solution at that key of `aux`, without a key the reference answer; None where there is none."""
     if key is None:
         return problem.reference
     text = json.loads(problem.aux or "{}").get(key)

@@ -2,7 +2,8 @@
 
 Source: Shao et al. 2024, 2402.03300 (groups); leaving out groups of one reward as in Yu et al. 2025, 2503.14476 (DAPO,
 there refilled with further prompts); strata by answer as in COPO (2508.04138), by turns as in Stratified GRPO
-(2510.06214); weights of difficulty on whole groups as in NFT (2505.18116, whose two they are).
+(2510.06214); weights of difficulty on whole groups as in NFT (2505.18116: linear and root) and OREAL (2502.06781:
+bands, there prompts repeated 6, 4 and 2 times by an earlier policy's solve rate).
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from strop.storage.tables import Decision, Example, Problem, Rollout, Score
 EDGE = 0.02
 """Solve rates are kept this far from 0 and 1 where they decide a weight."""
 
+BANDS = ((0.2, 1.0), (0.6, 2 / 3), (0.8, 1 / 3))
+"""Weights by upper ends of solve rates."""
+
 
 class Grouped(Config):
     """Which groups."""
@@ -35,9 +39,10 @@ class Grouped(Config):
     stratum: Annotated[Literal["answer", "turns"] | None, LATER] = None
     """What makes completions of a group one kind, for objectives that compare within it: an equal answer, as verifiers
     extracted it, or an equal number of turns. null = no strata."""
-    difficulty: Annotated[Literal["linear", "root"] | None, LATER] = None
+    difficulty: Annotated[Literal["linear", "root", "bands"] | None, LATER] = None
     """Weight of the examples of a group whose mean reward is p: 1 - p, or sqrt((1 - p) / p), which both make hard
-    prompts count for more under any objective. null = all alike."""
+    prompts count for more under any objective; bands: 1 for p below .2, 2/3 below .6, 1/3 below .8, and such groups
+    alone. null = all alike."""
 
 
 @stage("build")
@@ -66,9 +71,11 @@ def grouped(
             r for r in group if r.rollout_id in value and r.rollout_id not in dropped and r.finish_reason != "error"
         ]
         flat = len({value[r.rollout_id] for r in members}) < 2
-        if len(members) >= config.least and not (config.contrast and flat):
+        if len(members) < config.least or (config.contrast and flat):
+            continue
+        weight = _weight(config.difficulty, [value[r.rollout_id] for r in members])
+        if weight != 0:
             strata = _numbered([kinds[r.rollout_id] for r in members]) if kinds else [None] * len(members)
-            weight = _weight(config.difficulty, [value[r.rollout_id] for r in members])
             found += [
                 _member(rollout, value[rollout.rollout_id], stratum, weight)
                 for rollout, stratum in zip(members, strata, strict=True)
@@ -115,6 +122,8 @@ def _weight(difficulty: str | None, rewards: Sequence[float]) -> float | None:
     rate = sum(rewards) / len(rewards)
     if not 0 <= rate <= 1:
         raise ValueError(f"grouped weighs prompts by mean rewards between 0 and 1, got {rate:g}: leave difficulty out")
+    if difficulty == "bands":
+        return next((weight for below, weight in BANDS if rate < below), 0.0)
     rate = min(max(rate, EDGE), 1 - EDGE)
     return 1 - rate if difficulty == "linear" else math.sqrt((1 - rate) / rate)
 

@@ -6,7 +6,8 @@ Source: the sampling step of every method that rejects, ranks or groups completi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
@@ -50,67 +51,90 @@ def sample(
 ) -> list[Rollout]:
     """Rollouts in the order of the plan, samples of one problem side by side. Rows whose `params` differ are sampled
     in turn. Raises ValueError for a plan row that starts inside another rollout, or whose `params` do not fit."""
-    found: list[list[Rollout]] = [[] for _ in plan]
+    orders = [order(config, row, problems[row.problem_id], contexts, engine, sample_seed) for row in plan]
+    return [rollout for rollouts in sampled(config, orders, engine, progress) for rollout in rollouts]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Some completions of one prompt."""
+
+    row: Plan
+    prompt: str
+    seeds: tuple[int, ...]
+    first: int = 0
+    """Index of the first sample."""
+    train_prompt: str | None = None
+
+
+def sampled(
+    config: Sample, orders: Sequence[Order], engine: Engine, progress: Callable[[int, int], None]
+) -> list[list[Rollout]]:
+    """Of each order; `progress` hears of rollouts and tokens so far."""
+    found: list[list[Rollout]] = [[] for _ in orders]
     done = tokens = 0
-    for text in sorted({row.params or "" for row in plan}):
-        here = [i for i, row in enumerate(plan) if (row.params or "") == text]
-        settings = _with(config, text)
-        requests = [_request(settings, plan[i], problems, contexts, engine, sample_seed) for i in here]
+    for text in sorted({order.row.params or "" for order in orders}):
+        here = [i for i, order in enumerate(orders) if (order.row.params or "") == text]
+        settings = settings_of(config, text)
+        requests = [Request(prompt=orders[i].prompt, seeds=orders[i].seeds) for i in here]
 
         def report(rollouts: int, more: int, before: tuple[int, int] = (done, tokens)) -> None:
             progress(before[0] + rollouts, before[1] + more)
 
         completions = engine.sample(requests, Sampling(**settings.model_dump(exclude={"n"})), report)
-        for i, request, made in zip(here, requests, completions, strict=True):
-            found[i] = [_rollout(settings, plan[i], request, j, c, engine.name) for j, c in enumerate(made)]
+        for i, made in zip(here, completions, strict=True):
+            found[i] = [_rollout(settings, orders[i], j, c, engine.name) for j, c in enumerate(made)]
             done += len(made)
             tokens += sum(len(c.token_ids) if c.n_tokens is None else c.n_tokens for c in made)
-    return [rollout for rollouts in found for rollout in rollouts]
+    return found
 
 
-def _with(config: Sample, params: str) -> Sample:
-    if not params:
-        return config
+def settings_of(config: Sample, params: str | None) -> Sample:
+    """Those of a plan row with these `params`, without what belongs to another generator."""
+    own = {name: getattr(config, name) for name in Sample.model_fields}
     try:
-        overrides: dict[str, Any] = json.loads(params)
-        return Sample.model_validate({**config.model_dump(), **overrides})
+        overrides: dict[str, Any] = json.loads(params) if params else {}
+        return Sample.model_validate({**own, **overrides})
     except (ValidationError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"the plan's params {params!r} are no settings of `sample`: {error}") from error
 
 
-def _request(
+def order(
     config: Sample,
     row: Plan,
-    problems: dict[int, Problem],
+    problem: Problem,
     contexts: dict[int, Context],
     engine: Engine,
     sample_seed: Callable[[Problem, int], int],
-) -> Request:
+) -> Order:
+    """What a plan row asks for."""
     if row.start_rollout_id is not None:
         raise ValueError(f"`sample` starts at the problem, and the plan starts inside rollout {row.start_rollout_id}")
-    problem = problems[row.problem_id]
-    number = config.n if row.n is None else row.n
+    number = settings_of(config, row.params).n if row.n is None else row.n
     seeds = tuple(sample_seed(problem, i) for i in range(number))
-    return Request(prompt=_prompt(problem, contexts, row, engine), seeds=seeds)
+    text = None if row.context_id is None else contexts[row.context_id].text
+    return Order(row, prompt_of(problem, text, engine), seeds)
 
 
-def _prompt(problem: Problem, contexts: dict[int, Context], row: Plan, engine: Engine) -> str:
+def prompt_of(problem: Problem, before: str | None, engine: Engine) -> str:
+    """The problem as the policy reads it, behind that text where there is one."""
     messages = json.loads(problem.messages) if problem.messages else None
-    if row.context_id is None:
+    if before is None:
         return engine.render(problem.prompt, messages)
-    text = contexts[row.context_id].text
     if messages:
-        return engine.render(problem.prompt, [{"role": "system", "content": text}, *messages])
-    return engine.render(f"{text}\n\n{problem.prompt}")
+        return engine.render(problem.prompt, [{"role": "system", "content": before}, *messages])
+    return engine.render(f"{before}\n\n{problem.prompt}")
 
 
-def _rollout(config: Sample, row: Plan, request: Request, i: int, found: Completion, engine: str) -> Rollout:
+def _rollout(config: Sample, order: Order, i: int, found: Completion, engine: str) -> Rollout:
+    row = order.row
     return Rollout(
         problem_id=row.problem_id,
         plan_id=row.plan_id or None,
         context_id=row.context_id,
-        sample_index=i,
-        prompt=request.prompt,
+        sample_index=order.first + i,
+        prompt=order.prompt,
+        train_prompt=order.train_prompt,
         completion=found.text,
         n_tokens=len(found.token_ids) if found.n_tokens is None else found.n_tokens,
         token_ids=found.token_ids,
@@ -127,7 +151,7 @@ def _rollout(config: Sample, row: Plan, request: Request, i: int, found: Complet
         stop=list(config.stop),
         stop_token_ids=list(config.stop_token_ids) or None,
         engine=engine,
-        seed=request.seeds[i],
+        seed=order.seeds[i],
         latency_s=found.latency_s,
         n_prompt_tokens=found.n_prompt_tokens,
         cost=found.cost,

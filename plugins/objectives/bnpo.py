@@ -9,26 +9,15 @@ Not TRL's `loss_type="bnpo"`, which is a way to average.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from strop.core.algebra.advantages import beta_scaled
 from strop.core.algebra.aggregates import sequence_sum
-from strop.core.algebra.ratios import clipped, log_ratio
-from strop.core.plugin import Config, stage
+from strop.core.algebra.clip import DualClip, surrogate
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class Bnpo(Config):
+class Bnpo(DualClip):
     """Configuration of `bnpo`; rewards are 0 or 1."""
-
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.28
-    """And above 1 + high, where it is positive."""
-    cap: Annotated[float | None, Field(gt=1)] = 10.0
-    """Where the advantage is negative the loss of a token is at most cap times its size; null = no cap."""
 
 
 @stage("objective", examples="group", needs=("logps",))
@@ -38,5 +27,4 @@ def bnpo(config: Bnpo, *, batch: SequenceBatch) -> Loss:
     if bool(((rewards < 0) | (rewards > 1)).any()):
         raise ValueError("bnpo fits a Beta distribution to solve rates: its rewards lie between 0 and 1")
     advantage = batch.of(beta_scaled(rewards, batch.step.group_ids))[:, None]
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    return Loss(sequence_sum(clipped(advantage, ratio, config.low, config.high, config.cap), batch))
+    return Loss(sequence_sum(surrogate(config, advantage, batch), batch))

@@ -13,30 +13,24 @@ Source: Han et al. 2025, 2508.04138 (COPO), from notes on it; its code was not a
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from strop.core.algebra.advantages import standardised
 from strop.core.algebra.aggregates import sequence_mean
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.lazy import torch
-from strop.core.algebra.ratios import clipped, log_ratio
 from strop.core.algebra.strata import standardised_means, strata_entropy, strata_of
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class Copo(Config):
+class Copo(Clip):
     """Configuration of `copo`."""
 
     gamma: PositiveFloat = 20.0
     """How sharply the local part gives way to the global."""
     threshold: NonNegativeFloat = 1.5
     """Entropy of a group's answers, in nats, at which both count alike."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
 
 @stage("objective", examples="group", needs=("logps", "stratum"))
@@ -45,11 +39,6 @@ def copo(config: Copo, *, batch: SequenceBatch) -> Loss:
     rewards, groups = batch.step.rewards, batch.step.group_ids
     entropy = batch.of(strata_entropy(rewards, groups, strata_of(batch.step)))[:, None]
     local = torch.sigmoid(config.gamma * (entropy - config.threshold))
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-
-    def surrogate(advantages: torch.Tensor) -> torch.Tensor:
-        return clipped(batch.of(advantages)[:, None], ratio, config.low, config.high)
-
-    loss = local * surrogate(standardised(rewards, groups))
-    loss = loss + (1 - local) * surrogate(standardised_means(rewards, groups))
+    loss = local * surrogate(config, batch.of(standardised(rewards, groups))[:, None], batch)
+    loss = loss + (1 - local) * surrogate(config, batch.of(standardised_means(rewards, groups))[:, None], batch)
     return Loss(sequence_mean(loss, batch), {"local": float(local.sum()) / batch.step_sequences})

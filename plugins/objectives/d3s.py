@@ -16,16 +16,16 @@ from typing import Annotated
 from pydantic import Field
 
 from strop.core.algebra.advantages import standardised
-from strop.core.algebra.ratios import clipped, log_ratio
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.schedules import linear
 from strop.core.algebra.selectors import mean_of_chosen, step_entropy, top_tokens, widest
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class D3s(Config):
+class D3s(Clip):
     """Configuration of `d3s`."""
 
     completions: Share = 0.5
@@ -36,10 +36,6 @@ class D3s(Config):
     """Share of their tokens at first."""
     tokens_last: Share = 1.0
     """And at the end."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
 
 @stage("objective", examples="group", needs=("logps",), requires=("step_entropy",))
@@ -53,7 +49,6 @@ def d3s(config: D3s, *, batch: SequenceBatch) -> Loss:
     kept[scored] = widest(advantage[scored], n)
     share = linear(batch.progress, config.tokens, config.tokens_last)
     chosen = top_tokens(advantage.abs()[:, None] * step_entropy(step), step.mask * kept[:, None], share)
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    loss = clipped(batch.of(advantage)[:, None], ratio, config.low, config.high)
+    loss = surrogate(config, batch.of(advantage)[:, None], batch)
     metric = float((batch.of(chosen) * batch.mask).sum()) / batch.step_tokens
     return Loss(mean_of_chosen(loss, batch, chosen), {"kept": metric})

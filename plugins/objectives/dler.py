@@ -11,29 +11,23 @@ Left out: a shorter cut-off for easy prompts.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from strop.core.algebra.advantages import centred
 from strop.core.algebra.aggregates import token_mean
+from strop.core.algebra.clip import ClipHigher, surrogate
 from strop.core.algebra.divergences import k3
-from strop.core.algebra.ratios import clipped, log_ratio
 from strop.core.algebra.shaping import cut_off
 from strop.core.algebra.spread import whitened
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class Dler(Config):
+class Dler(ClipHigher):
     """Configuration of `dler`."""
 
     cutoff: PositiveInt = 4000
     """Tokens up to which a completion may earn its reward."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.28
-    """And above 1 + high, where it is positive."""
     kl: NonNegativeFloat = 5e-4
     """Coefficient of k3 to the reference policy."""
 
@@ -46,8 +40,7 @@ def dler(config: Dler, *, batch: SequenceBatch) -> Loss:
     mask = step.mask * ~step.rewards.isnan()[:, None]
     advantage = centred(cut_off(step.rewards, lengths, config.cutoff), step.group_ids)
     advantage = batch.of(whitened(advantage[:, None] * mask, mask))
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    loss = clipped(advantage, ratio, config.low, config.high)
+    loss = surrogate(config, advantage, batch)
     if config.kl:
         loss = loss + config.kl * k3(batch.logps, batch.reference_logps)
     cut = float((batch.of(lengths) > config.cutoff).sum()) / batch.step_sequences

@@ -18,14 +18,14 @@ from pydantic import Field, NonNegativeFloat
 
 from strop.core.algebra.advantages import standardised
 from strop.core.algebra.aggregates import token_mean
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.entropies import entropy_of, outside
-from strop.core.algebra.ratios import clipped, log_ratio
 from strop.core.algebra.schedules import decline
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class EpoEntropy(Config):
+class EpoEntropy(Clip):
     """Configuration of `epo_entropy`."""
 
     entropy: NonNegativeFloat = 1e-3
@@ -40,18 +40,13 @@ class EpoEntropy(Config):
     """Share of the training before which there is no penalty."""
     decline: bool = False
     """Let the penalty fade over the training."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
 
 @stage("objective", examples="group", needs=("logps",), requires=("entropy",))
 def epo_entropy(config: EpoEntropy, *, batch: SequenceBatch) -> Loss:
     """Metrics: `entropy`, the token mean that later steps are held against, and `outside`, the token mean of d."""
     advantage = batch.of(standardised(batch.step.rewards, batch.step.group_ids))[:, None]
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    value = token_mean(clipped(advantage, ratio, config.low, config.high), batch)
+    value = token_mean(surrogate(config, advantage, batch), batch)
     entropy = entropy_of(batch)
     mean = token_mean(entropy, batch)
     far = mean.new_zeros(())

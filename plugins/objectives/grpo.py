@@ -17,20 +17,16 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from strop.core.algebra.advantages import standardised
 from strop.core.algebra.aggregates import sequence_mean
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.divergences import k3
-from strop.core.algebra.ratios import clipped, log_ratio
 from strop.core.algebra.schedules import v_shape
-from strop.core.plugin import LATER, Config, stage
+from strop.core.plugin import LATER, stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class Grpo(Config):
+class Grpo(Clip):
     """Configuration of `grpo`."""
 
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
     kl: NonNegativeFloat = 0.0
     """Coefficient of k3 to the reference policy; the paper has 0.04."""
     kl_most: Annotated[PositiveFloat | None, LATER] = None
@@ -49,8 +45,7 @@ class Grpo(Config):
 def grpo(config: Grpo, *, batch: SequenceBatch) -> Loss:
     """The clipped surrogate of each completion, averaged over completions."""
     advantage = batch.of(standardised(batch.step.rewards, batch.step.group_ids))[:, None]
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    loss = clipped(advantage, ratio, config.low, config.high)
+    loss = surrogate(config, advantage, batch)
     if config.kl:
         kl = config.kl
         if config.kl_most is not None:

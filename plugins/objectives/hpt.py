@@ -5,8 +5,8 @@ and trains on the group's demonstration, and any other group is trained by Dr. G
 -(r - mean) pi / pi_old. As a table, (on, off) goes by n = 0, 1, 2, 3 and from 4 on.
 
 Source: Lv et al. 2025, 2509.04419 (TsinghuaC3I/Unify-Post-Training, `mix_trainer.py`). ReLIFT (Ma et al. 2025,
-2506.07527, TheRoadQaQ/ReLIFT) is the gate at 0 with `entropy` .001; there the two take turns, an epoch on
-demonstrations whenever 128 unsolved prompts have gathered, here they share a step.
+2506.07527, TheRoadQaQ/ReLIFT) is near the gate at 0 with `entropy` .001; there the two take turns, as with `relift`,
+here they share a step.
 Changed: a demonstration is the member of its group without a reward (`demonstrated` builds such groups); both terms
 are averaged over the tokens of all that takes part in the step. The ratio's denominator is the policy as training
 found it, as demonstrations have no other; `entropy` goes by all that takes part, in HPT's code by the policy's own

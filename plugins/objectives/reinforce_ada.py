@@ -16,25 +16,21 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat
 
 from strop.core.algebra.advantages import centred
+from strop.core.algebra.clip import ClipHigher, surrogate
 from strop.core.algebra.entropies import with_bonus
-from strop.core.algebra.ratios import clipped, log_ratio
 from strop.core.algebra.selectors import balanced
 from strop.core.algebra.subsets import token_mean_of
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class ReinforceAda(Config):
+class ReinforceAda(ClipHigher):
     """Configuration of `reinforce_ada`."""
 
     keep: Annotated[int, Field(ge=2)] = 4
     """Completions of each group that are trained on."""
     above: float = 0.5
     """A completion is solved when its reward is above this."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.28
-    """And above 1 + high, where it is positive."""
     entropy: NonNegativeFloat = 1e-4
     """Coefficient of the entropy, which is kept up."""
 
@@ -45,6 +41,5 @@ def reinforce_ada(config: ReinforceAda, *, batch: SequenceBatch) -> Loss:
     rewards, groups = batch.step.rewards, batch.step.group_ids
     kept = balanced(rewards > config.above, ~rewards.isnan(), groups, config.keep)
     advantage = batch.of(centred(rewards, groups))[:, None]
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    loss = Loss(token_mean_of(clipped(advantage, ratio, config.low, config.high), batch, kept))
+    loss = Loss(token_mean_of(surrogate(config, advantage, batch), batch, kept))
     return with_bonus(loss, config.entropy, batch) if config.entropy else loss

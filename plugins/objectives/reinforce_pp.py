@@ -16,23 +16,19 @@ from pydantic import Field
 
 from strop.core.algebra.advantages import centred, plain
 from strop.core.algebra.aggregates import sequence_mean
-from strop.core.algebra.ratios import clipped, log_ratio
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.spread import at_last, reward_to_go, whitened
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class ReinforcePp(Config):
+class ReinforcePp(Clip):
     """Configuration of `reinforce_pp`."""
 
     baseline: bool = False
     """Take the group's mean off each reward first (REINFORCE++-baseline)."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount a token; the reward stands at the last one."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
 
 @stage("objective", examples="group", needs=("logps",))
@@ -42,5 +38,4 @@ def reinforce_pp(config: ReinforcePp, *, batch: SequenceBatch) -> Loss:
     mask = step.mask * ~step.rewards.isnan()[:, None]
     rewards = centred(step.rewards, step.group_ids) if config.baseline else plain(step.rewards)
     advantage = batch.of(whitened(reward_to_go(at_last(rewards, mask), mask, config.gamma), mask))
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    return Loss(sequence_mean(clipped(advantage, ratio, config.low, config.high), batch))
+    return Loss(sequence_mean(surrogate(config, advantage, batch), batch))

@@ -9,24 +9,16 @@ Left out: the penalty log(pi_old / pi_reference) in the reward.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from strop.core.algebra.advantages import left_one_out
 from strop.core.algebra.aggregates import per_sequence
+from strop.core.algebra.clip import Clip
 from strop.core.algebra.ratios import clipped, log_ratio, sequence_log_ratio
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class Rloo(Config):
+class Rloo(Clip):
     """Configuration of `rloo`."""
-
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
 
 @stage("objective", examples="group", needs=("logps",))

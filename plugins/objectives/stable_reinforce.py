@@ -10,28 +10,23 @@ Changed: the paper's rule for far-out advantages; its released code compares uns
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
-from pydantic import Field, PositiveFloat
+from pydantic import PositiveFloat
 
 from strop.core.algebra.advantages import plain
 from strop.core.algebra.aggregates import sequence_mean
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.lazy import torch
-from strop.core.algebra.ratios import clipped, log_ratio
 from strop.core.algebra.spread import whitened
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class StableReinforce(Config):
+class StableReinforce(Clip):
     """Configuration of `stable_reinforce`."""
 
     sigmas: PositiveFloat = 3.0
     """Standardised advantages beyond this are set to 0."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
 
 @stage("objective", examples="group", needs=("logps",))
@@ -40,5 +35,4 @@ def stable_reinforce(config: StableReinforce, *, batch: SequenceBatch) -> Loss:
     rewards = batch.step.rewards
     advantage = whitened(plain(rewards)[:, None], (~rewards.isnan()).to(rewards.dtype)[:, None])
     advantage = batch.of(torch.where(advantage.abs() > config.sigmas, 0.0, advantage))
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask, most=math.log(1000)).exp()
-    return Loss(sequence_mean(clipped(advantage, ratio, config.low, config.high), batch))
+    return Loss(sequence_mean(surrogate(config, advantage, batch, most=math.log(1000)), batch))

@@ -17,21 +17,17 @@ from pydantic import Field
 
 from strop.core.algebra.advantages import standardised_in_strata
 from strop.core.algebra.aggregates import sequence_mean
-from strop.core.algebra.ratios import clipped, log_ratio
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.strata import strata_of
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class StratifiedGrpo(Config):
+class StratifiedGrpo(Clip):
     """Configuration of `stratified_grpo`."""
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Weight of the comparison within the stratum; the rest is that within the group."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
 
 @stage("objective", examples="group", needs=("logps", "stratum"))
@@ -39,5 +35,4 @@ def stratified_grpo(config: StratifiedGrpo, *, batch: SequenceBatch) -> Loss:
     """The clipped surrogate of each completion, averaged over completions."""
     step = batch.step
     found = standardised_in_strata(step.rewards, step.group_ids, strata_of(step), config.alpha)
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    return Loss(sequence_mean(clipped(batch.of(found)[:, None], ratio, config.low, config.high), batch))
+    return Loss(sequence_mean(surrogate(config, batch.of(found)[:, None], batch), batch))

@@ -11,19 +11,17 @@ Left out: the mean of log pi, which the softmax along a completion cancels.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from strop.core.algebra.advantages import standardised
 from strop.core.algebra.aggregates import token_mean
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.entropies import by_covariance, entropy_of
-from strop.core.algebra.ratios import clipped, log_ratio
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class TeaRl(Config):
+class TeaRl(Clip):
     """Configuration of `tea_rl`."""
 
     coefficient: NonNegativeFloat = 1.0
@@ -32,10 +30,6 @@ class TeaRl(Config):
     """What the softmax along a completion is multiplied with."""
     most: PositiveFloat = 5.0
     """Largest weight of a token."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
 
 @stage("objective", examples="group", needs=("logps",), requires=("entropy",))
@@ -44,6 +38,5 @@ def tea_rl(config: TeaRl, *, batch: SequenceBatch) -> Loss:
     advantage = standardised(batch.step.rewards, batch.step.group_ids)
     weights = by_covariance(advantage, batch, config.scale, config.most)
     bonus = token_mean(weights * entropy_of(batch), batch)
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    value = token_mean(clipped(batch.of(advantage)[:, None], ratio, config.low, config.high), batch)
+    value = token_mean(surrogate(config, batch.of(advantage)[:, None], batch), batch)
     return Loss(value - config.coefficient * bonus, {"bonus": float(bonus.detach())})

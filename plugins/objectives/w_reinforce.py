@@ -8,18 +8,16 @@ Source: Zhu et al. 2025, 2506.01347 (PSR, NSR, W-REINFORCE).
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import NonNegativeFloat, model_validator
 
 from strop.core.algebra.aggregates import token_mean
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.lazy import torch
-from strop.core.algebra.ratios import clipped, log_ratio
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class WReinforce(Config):
+class WReinforce(Clip):
     """Configuration of `w_reinforce`."""
 
     positive: NonNegativeFloat = 0.1
@@ -28,10 +26,6 @@ class WReinforce(Config):
     """A wrong one has this, negated."""
     above: float = 0.5
     """A completion is correct when its reward is above this."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
     @model_validator(mode="after")
     def _learns(self) -> WReinforce:
@@ -46,5 +40,4 @@ def w_reinforce(config: WReinforce, *, batch: SequenceBatch) -> Loss:
     rewards = batch.rewards
     advantage = torch.where(rewards > config.above, config.positive, -config.negative)
     advantage = torch.where(rewards.isnan(), 0.0, advantage)[:, None]
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    return Loss(token_mean(clipped(advantage, ratio, config.low, config.high), batch))
+    return Loss(token_mean(surrogate(config, advantage, batch), batch))

@@ -13,30 +13,24 @@ Changed: all prompts of the step stand in for one hard and one easy prompt an up
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, PositiveFloat
+from pydantic import PositiveFloat
 
 from strop.core.algebra.advantages import standardised
+from strop.core.algebra.clip import Clip, surrogate
 from strop.core.algebra.groups import group_mean
 from strop.core.algebra.lazy import torch
-from strop.core.algebra.ratios import clipped, log_ratio
 from strop.core.algebra.subsets import binary, sequence_mean_of
-from strop.core.plugin import Config, stage
+from strop.core.plugin import stage
 from strop.core.trainer.objective import Loss, SequenceBatch
 
 
-class WeightedGrpo(Config):
+class WeightedGrpo(Clip):
     """Configuration of `weighted_grpo`."""
 
     success: PositiveFloat = 2.0
     """Weight of a solved completion of a hard prompt."""
     failure: PositiveFloat = 2.0
     """Weight of a failed completion of an easy prompt."""
-    low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio's gradient ends below 1 - low, where the advantage is negative."""
-    high: Annotated[float, Field(gt=0)] = 0.2
-    """And above 1 + high, where it is positive."""
 
 
 @stage("objective", examples="group", needs=("logps",))
@@ -49,8 +43,7 @@ def weighted_grpo(config: WeightedGrpo, *, batch: SequenceBatch) -> Loss:
     weight = torch.where(hard & (rewards == 1), config.success, 1.0)
     weight = torch.where(easy & (rewards == 0), config.failure, weight)
     advantage = batch.of(weight * standardised(rewards, batch.step.group_ids))[:, None]
-    ratio = log_ratio(batch.logps, batch.behaviour_logps, batch.mask).exp()
-    loss = clipped(advantage, ratio, config.low, config.high) * batch.mask
+    loss = surrogate(config, advantage, batch) * batch.mask
     loss = loss.sum(1) / batch.mask.sum(1).clamp(min=1)
     sides = [side for side in (hard, easy) if bool(side.any())] or [taught]
     parts = [sequence_mean_of(loss, batch, side) for side in sides]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strop.core.engine import NamedPolicy
+from strop.plugins.verify._asked import asked
 from strop.storage.errors import PluginError
 from strop.storage.tables import Rollout, TokenLogps
 
@@ -14,23 +15,16 @@ def weighed(policy: NamedPolicy, rollouts: Sequence[Rollout]) -> tuple[dict[int,
     found: dict[int, list[float] | str] = {
         r.rollout_id: list(policy.known[r.rollout_id]) if _known(policy, r) else "it has no tokens" for r in rollouts
     }
-    asked = [r for r in rollouts if r.token_ids and not _known(policy, r)]
-    if not asked:
+    unknown = [r for r in rollouts if r.token_ids and not _known(policy, r)]
+    if not unknown:
         return found, []
     engine = policy.engine()
     if "score" not in engine.capabilities:
         raise PluginError(f"the engine {engine.name!r} cannot score given tokens: take one that can, `engine: hf`")
-    pairs = [(r.prompt, r.token_ids or []) for r in asked]
-    try:
-        found.update(zip((r.rollout_id for r in asked), engine.score(pairs), strict=True))
-    except ValueError:  # one of them is too long for this policy, or has no prompt: which one?
-        for rollout, pair in zip(asked, pairs, strict=True):
-            try:
-                (found[rollout.rollout_id],) = engine.score([pair])
-            except ValueError as error:
-                found[rollout.rollout_id] = str(error)
+    pairs = [(r.prompt, r.token_ids or []) for r in unknown]
+    found.update(zip((r.rollout_id for r in unknown), asked(engine.score, pairs), strict=True))
     rows = []
-    for rollout in asked:
+    for rollout in unknown:
         if not isinstance(logps := found[rollout.rollout_id], str):
             rows.append(
                 TokenLogps(

@@ -4,13 +4,15 @@ Several are an ensemble: the value is the mean of their scores, and `detail` kee
 there is none, in the first round usually, a rollout gets no value and the reason, which is not a value of 0. Scores
 tell completions of one prompt apart; of two prompts they need not be comparable.
 
-A model with a score head is read at the last token. One that is a reward by its log-ratio to a reference (trained with
-`implicit_reward` or `dpo`) gives beta times the ratio of the whole completion; the log-probabilities of all tokens,
-whose difference times beta is the reward of a step, are left in `token_logps` under either policy.
+A model with a score head is read at the last token; one that gives each token a number gives a completion their mean.
+One that is a reward by its log-ratio to a reference (trained with `implicit_reward` or `dpo`; with `sft`, where beta is
+1) gives beta times the ratio of the whole completion; the log-probabilities of all tokens, whose difference times beta
+is the reward of a step, are left in `token_logps` under either policy.
 
 Source: Ouyang et al. 2022, 2203.02155 (reward models); Coste et al. 2023, 2310.02743 (ensembles, and the mean less a
 part of the spread as a guard against overoptimisation, there of the variance); Wang et al. 2024, 2401.06080 (an
-ensemble's mean difference as the strength of a preference); Cui et al. 2025, 2502.01456 (implicit process rewards).
+ensemble's mean difference as the strength of a preference); Cui et al. 2025, 2502.01456 (implicit process rewards);
+Zhang et al. 2025, 2510.21090 (the log-ratio of a policy tuned on demonstrations to its base).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pydantic import NonNegativeFloat
 from strop.core import engine
 from strop.core.completions import loss_prompt
 from strop.core.plugin import Config, stage
+from strop.plugins.verify._asked import asked
 from strop.plugins.verify._verdict import unfit, unknown
 from strop.plugins.verify._weighed import weighed
 from strop.storage.errors import PluginError, did_you_mean
@@ -118,17 +121,7 @@ def _levels(rollouts: Sequence[Rollout], found: Said) -> dict[int, float]:
 
 def _scored(scorer: engine.Scorer, rollouts: Sequence[Rollout]) -> Said:
     pairs = [(loss_prompt(r), r.token_ids or r.completion) for r in rollouts]
-    ids = [r.rollout_id for r in rollouts]
-    try:
-        return dict(zip(ids, scorer.scores(pairs), strict=True))
-    except ValueError:  # one of them is too long for the model: which one?
-        found: Said = {}
-        for id, pair in zip(ids, pairs, strict=True):
-            try:
-                (found[id],) = scorer.scores([pair])
-            except ValueError as error:
-                found[id] = str(error)
-        return found
+    return dict(zip((r.rollout_id for r in rollouts), asked(scorer.scores, pairs), strict=True))
 
 
 def _implicit(model: engine.RewardModel, rollouts: Sequence[Rollout]) -> tuple[Said, list[TokenLogps]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from strop.storage.explain.words import Teller, among, counted, gated, problem, said, text, trained
 from strop.storage.kinds import Row, number
+from strop.storage.links import SCORED_BY
 from strop.storage.tables import REWARD
 from strop.storage.views import literal
 
@@ -15,11 +16,13 @@ SELECT r.rollout_id, r.run_id, r.round, r.completion, p.name AS policy
 FROM (SELECT * FROM rollouts WHERE rollout_id IN ({ids})) r LEFT JOIN policies p USING (policy_id)"""
 POLICY = """
 SELECT p.*, parent.name AS parent, parent.policy_id AS parent_id, reference.name AS reference,
+  scorer.name AS scorer,
   s.plugin, s.plugin_version, s.seed AS stage_seed, s.stage, r.recipe, r.recipe_hash, r.seed AS run_seed,
   r.strop_version, r.code_version
-FROM (SELECT * FROM policies WHERE policy_id = {id}) p
+FROM (SELECT *, {scored_by} AS scored_by FROM policies WHERE policy_id = {id}) p
 LEFT JOIN policies parent ON parent.policy_id = p.parent_policy_id
 LEFT JOIN policies reference ON reference.policy_id = p.reference_policy_id
+LEFT JOIN policies scorer ON scorer.policy_id = p.scored_by
 LEFT JOIN stage_runs s ON s.stage_run_id = p.stage_run_id LEFT JOIN runs r ON r.run_id = p.run_id"""
 TRAINED_ON = """
 WITH used AS (
@@ -53,6 +56,7 @@ SELECT
 SCORED = """
 SELECT count(DISTINCT subject_id) AS n, list(DISTINCT round ORDER BY round) AS rounds FROM scores
 WHERE subject_kind = 'rollout' AND value IS NOT NULL AND contains(detail, {name})"""
+TAUGHT = "SELECT list(name ORDER BY run_id, round) AS names FROM policies WHERE {scored_by} = {id}"
 
 
 def example(teller: Teller) -> None:
@@ -97,7 +101,7 @@ def _side(teller: Teller, example: Row, title: str, completion: str | None, roll
 
 def policy(teller: Teller) -> None:
     """Tell of a policy: what it was trained on, how it fared, and what the gate made of it."""
-    row = teller.row(POLICY.format(id=teller.id))
+    row = teller.row(POLICY.format(id=teller.id, scored_by=SCORED_BY))
     title = {
         "champion": "the champion",
         "retired": "a former champion",
@@ -130,12 +134,14 @@ def policy(teller: Teller) -> None:
 
 def _training(teller: Teller, row: Row) -> None:
     start = f" from {row['parent']}" if row["parent"] else ""
-    near = f", kept near {row['reference']}," if row["reference"] else ""
+    near = [f"kept near {row['reference']}"] if row["reference"] else []
+    near += [f"its tokens scored by {row['scorer']}"] if row["scorer"] else []
+    aside = f", {', '.join(near)}," if near else ""
     steps = f" in {counted(row['steps'], 'step')}" if row["steps"] is not None else ""
     loss = f" (loss {number(row['loss'])} over the last tenth)" if row["loss"] is not None else ""
     weights = "full" if row["kind"] == REWARD else row["kind"]
     teller.say(
-        f"It was trained{start} with {row['objective']}{near} on "
+        f"It was trained{start} with {row['objective']}{aside} on "
         f"{counted(row['examples'], 'example')}{steps}{loss}; the weights are {weights}."
     )
     used = teller.row(TRAINED_ON.format(id=teller.id))
@@ -188,13 +194,16 @@ def _afterwards(teller: Teller, row: Row) -> None:
 
 
 def _scored(teller: Teller, row: Row) -> None:
-    """What a reward model has been used for: the scores that name it."""
+    """What a reward model has been used for: the scores that name it, and the policies whose tokens it scored."""
     found = teller.row(SCORED.format(name=literal(f'"{row["name"]}"')))
-    if not found["n"]:
-        teller.say("It has scored nothing since.")
-        return
-    rounds = f"round{'s' if len(found['rounds']) > 1 else ''} {among(found['rounds'])}"
-    teller.say(f"Since then it scored {counted(found['n'], 'rollout')} in {rounds}.")
+    taught = teller.row(TAUGHT.format(id=teller.id, scored_by=SCORED_BY))["names"]
+    parts = []
+    if found["n"]:
+        rounds = f"round{'s' if len(found['rounds']) > 1 else ''} {among(found['rounds'])}"
+        parts.append(f"scored {counted(found['n'], 'rollout')} in {rounds}")
+    if taught:
+        parts.append(f"scored the tokens that {among(taught)} learnt from")
+    teller.say(f"Since then it {among(parts)}." if parts else "It has scored nothing since.")
 
 
 def _provenance(teller: Teller, row: Row) -> None:

@@ -4,9 +4,15 @@ import torch
 
 
 def load(directory):
+    """The model; where its directory has a critic's head, as `model.value_head`, among its parameters."""
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    if (path := directory / "heads" / "value.safetensors").is_file():
+        model.value_head = torch.nn.Linear(model.config.hidden_size, 1)
+        model.value_head.load_state_dict(load_file(path))
+    return model
 
 
 def weights(directory):
@@ -25,6 +31,14 @@ def plain_logps(model, tokenizer, prompt, completion):
     target = [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
     logits = model(torch.tensor([ids + target])).logits[0, len(ids) - 1 : -1]
     return logits.log_softmax(-1)[torch.arange(len(target)), torch.tensor(target)]
+
+
+def plain_values(model, tokenizer, prompt, completion):
+    """[T] what the head says of the state before each target, one sequence alone."""
+    ids = tokenizer(prompt)["input_ids"]
+    read = [*ids, *tokenizer(completion)["input_ids"]]
+    hidden = model(torch.tensor([read]), output_hidden_states=True).hidden_states[-1]
+    return model.value_head(hidden)[0, len(ids) - 1 :, 0]
 
 
 def plain_steps(base, loss_of, rates=(1e-3,)):

@@ -1,4 +1,4 @@
-"""One optimiser step of four objectives against plain PyTorch, however the step is cut, packed and shared out."""
+"""One optimiser step of five objectives against plain PyTorch, however the step is cut, packed and shared out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 import trainer_tiny
 import two_ranks
-from plain_training import assert_same, load, plain_logps, plain_steps, weights
+from plain_training import assert_same, load, plain_logps, plain_steps, plain_values, weights
 
+from strop.core.trainer.token_head import TokenHead, save_head
 from strop.core.trainer.train import train
 
 ONE_STEP = {"epochs": 1, "batch_tokens": 10**6, "lr": 1e-3, "warmup": 0.0, "schedule": "constant"}
@@ -24,6 +25,17 @@ WAYS = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return trainer_tiny.make_policy(tmp_path_factory.mktemp("policy") / "base")
+
+
+@pytest.fixture(scope="module")
+def with_critic(tmp_path_factory):
+    """The base with a head that has learnt something."""
+    policy, head = trainer_tiny.make_policy(tmp_path_factory.mktemp("policy") / "critic"), TokenHead(32)
+    torch.manual_seed(2)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_head(head, policy, "value")
+    return policy
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +103,40 @@ def plain_nft(model, tokenizer, rows, reference):
     return sum(terms) / len(terms)
 
 
+def plain_ppo(model, tokenizer, rows, reference):
+    """With the defaults; values and policy are still those that training found."""
+    paid, values = [], []
+    for row in rows:
+        now = plain_logps(model, tokenizer, row["prompt"], row["completion"]).detach()
+        token = -0.05 * (now - plain_logps(reference, tokenizer, row["prompt"], row["completion"]).detach())
+        token[-1] += row["reward"]
+        paid.append(token.tolist())
+        values.append(plain_values(model, tokenizer, row["prompt"], row["completion"]))
+    advantages, returns = [], []
+    for token, value in zip(paid, values, strict=True):
+        made, after, expected = [], 0.0, 0.0
+        for r, v in zip(reversed(token), reversed(value.tolist()), strict=True):
+            after = r + expected - v + 0.95 * after
+            expected = v
+            made.insert(0, after)
+        advantages.append(torch.tensor(made))
+        returns.append(advantages[-1] + value.detach())
+    spread = torch.cat(advantages)
+    terms = []
+    for row, made, value, target in zip(rows, advantages, values, returns, strict=True):
+        advantage = (made - spread.mean()) / spread.std()
+        ratio = _ratio(model, tokenizer, row)
+        actor = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        terms.append((actor + 5 * (value - target) ** 2 / 2).mean())
+    return sum(terms) / len(terms)
+
+
 def _ratio(model, tokenizer, row):
     now = plain_logps(model, tokenizer, row["prompt"], row["completion"])
     return (now - torch.tensor(row["behaviour_logps"])).exp()
 
 
-PLAIN = {"sft": plain_sft, "dpo": plain_dpo, "grpo": plain_grpo, "nft": plain_nft}
+PLAIN = {"sft": plain_sft, "dpo": plain_dpo, "grpo": plain_grpo, "nft": plain_nft, "ppo": plain_ppo}
 
 
 TOGETHER = {
@@ -108,26 +148,31 @@ TOGETHER = {
 @pytest.fixture(scope="module")
 def rows(groups):
     """The examples of every objective."""
-    return {"sft": trainer_tiny.sft_rows(12), "dpo": trainer_tiny.pair_rows(8), "grpo": groups, "nft": groups}
+    alone = {"sft": trainer_tiny.sft_rows(12), "dpo": trainer_tiny.pair_rows(8)}
+    return alone | dict.fromkeys(("grpo", "nft", "ppo"), groups)
 
 
 @pytest.fixture(scope="module")
-def make(base, reference, rows, tmp_path_factory):
+def make(base, with_critic, reference, rows, tmp_path_factory):
     """make(objective, **train): a job in a folder of its own."""
 
     def job(objective, **values):
         where, settings = tmp_path_factory.mktemp("job"), ONE_STEP | values
-        return trainer_tiny.job(where, base, rows[objective], objective, reference=reference, train=settings)
+        init = with_critic if objective == "ppo" else base
+        return trainer_tiny.job(where, init, rows[objective], objective, reference=reference, train=settings)
 
     return job
 
 
 @pytest.fixture(scope="module")
-def expected(base, reference, rows):
+def expected(base, with_critic, reference, rows):
     """By objective: parameters after the step, loss before it."""
     other = load(reference)
     return {
-        name: plain_steps(base, lambda model, tokenizer, n=name: PLAIN[n](model, tokenizer, rows[n], other))
+        name: plain_steps(
+            with_critic if name == "ppo" else base,
+            lambda model, tokenizer, n=name: PLAIN[n](model, tokenizer, rows[n], other),
+        )
         for name in PLAIN
     }
 

@@ -242,6 +242,35 @@ def test_a_model_trained_earlier_in_the_round_scores_at_once(real, tmp_path):
     assert rows(lake, "SELECT count(reward) FROM examples WHERE kind = 'group'") == [(96,)]
 
 
+def test_a_policy_tuned_on_good_completions_rewards_what_is_like_them(real, tmp_path):
+    """Self-Rewarding PPO in one round."""
+    stages = [*STAGES[:3], {"build": {"use": "rft", "per_problem": 4}}]
+    stages += [{"train_reward": {"objective": "sft", "lr": 0.01, "epochs": 3}}, {"verify": "reward_model"}]
+    stages += [{"build": {"use": "grouped", "scorer": "reward_model"}}, {"train": {"objective": "ppo"}}]
+    summary = real.run(made(tmp_path, stages), tmp_path, rounds=1)
+    lake = tmp_path / "lake"
+    assert summary.champion == "tiny/r1"
+    found = rows(
+        lake,
+        "SELECT s.value, list_sum(a.logps) - list_sum(b.logps), v.verdict = 'pass' FROM scores s "
+        "JOIN scores v ON v.subject_id = s.subject_id AND v.scorer = 'has_digit' "
+        "JOIN policies p ON p.name = 'tiny/r1/sft' JOIN policies q ON q.name = 'tiny/r0' "
+        "JOIN token_logps a ON a.rollout_id = s.subject_id AND a.policy_id = p.policy_id "
+        "JOIN token_logps b ON b.rollout_id = s.subject_id AND b.policy_id = q.policy_id "
+        "WHERE s.scorer = 'reward_model'",
+    )
+    assert len(found) == 96
+    assert [value for value, *_ in found] == pytest.approx([ratio for _, ratio, _ in found], abs=1e-4)
+    good, bad = ([value for value, _, passed in found if passed is there] for there in (True, False))
+    assert np.mean(good) > np.mean(bad) + 0.1
+    ((n,),) = rows(
+        lake,
+        "SELECT count(*) FROM train_metrics m JOIN policies USING (policy_id) "
+        "WHERE policies.name = 'tiny/r1' AND m.name = 'explained_variance'",
+    )
+    assert n > 0
+
+
 def test_while_there_is_no_model_a_policy_that_learns_from_it_waits(real, tmp_path):
     stages = [*STAGES[:3], {"verify": "reward_model"}, STAGES[5]]
     stages += [
@@ -259,7 +288,7 @@ def test_while_there_is_no_model_a_policy_that_learns_from_it_waits(real, tmp_pa
     ("stage", "why"),
     [
         ({"train": "bradley_terry"}, "'bradley_terry' gives a reward model, which is no policy: write `train_reward`"),
-        ({"train_reward": "sft"}, "'sft' gives no reward: name an objective with a score head"),
+        ({"train_reward": "grpo"}, "'grpo' gives no reward: name an objective with a score head"),
         ({"train_reward": {"lora": {"merge": False}}}, "a reward model is saved whole"),
         (
             {"train_reward": {"use": "trl", "trainer": "dpo"}},

@@ -29,8 +29,10 @@ def ends(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("objective", ["sft", "dpo"])
-@pytest.mark.parametrize("kill", KILLS)
+@pytest.mark.parametrize(
+    ("objective", "kill"),
+    [(o, kill) for o in ("sft", "dpo") for kill in KILLS] + [("ppo", "step 3"), ("ppo", "before the rename")],
+)
 def test_a_killed_training_ends_with_the_same_bytes(ends, objective, kill):
     whole, broken = ends[f"{objective}: never"], ends[f"{objective}: {kill}"]
     assert broken["ended"] == -signal.SIGKILL

@@ -24,6 +24,7 @@ from strop.core.trainer.train import train
 
 SFT = {"objective": "sft", "kind": trainer_tiny.sft_rows, "lora": None}
 DPO = {"objective": "dpo", "kind": trainer_tiny.pair_rows, "lora": {"r": 2, "dropout": 0.3}}
+PPO = {"objective": "ppo", "kind": trainer_tiny.group_rows, "lora": None}
 
 
 def die() -> None:
@@ -77,7 +78,7 @@ def kill_after_the_rename() -> None:
 
 
 def content(directory: Path) -> str:
-    files = sorted(p for p in directory.iterdir())
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
     return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in files)).hexdigest()
 
 
@@ -96,10 +97,12 @@ def main(folder: Path) -> None:
         "after the rename": (kill_after_the_rename, 0),
     }
     found: dict[str, dict[str, Any]] = {}
-    for case in (SFT, DPO):
+    for case in (SFT, DPO, PPO):
         name = str(case["objective"])
         examples = write_examples(folder / f"{name}.parquet", case["kind"](24))  # type: ignore[operator]
         for kill, (prepare, step) in kills.items():
+            if case is PPO and kill not in ("never", "step 3", "before the rename"):
+                continue
             where = folder / name / kill
             job = TrainJob(
                 init=base,

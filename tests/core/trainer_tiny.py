@@ -54,6 +54,17 @@ def sft_rows(n: int) -> list[dict[str, object]]:
     return rows
 
 
+def group_rows(n: int) -> list[dict[str, object]]:
+    """The same sums in groups of four, one to three of them with reward 1; sampled with log-probabilities about -1."""
+    rng = random.Random(1)
+    rows = []
+    for i, row in enumerate(sft_rows(n)):
+        ids = [CHARACTERS.index(c) for c in str(row["completion"])] + [CHARACTERS.index("</s>")]
+        sampled = {"completion_token_ids": ids, "behaviour_logps": [-0.5 - rng.random() for _ in ids]}
+        rows.append(row | sampled | {"kind": "group", "group_id": i // 4, "reward": float(i % 4 <= i // 4 % 3)})
+    return rows
+
+
 def pair_rows(n: int) -> list[dict[str, object]]:
     """The same sums, a wrong one rejected."""
     return [

@@ -50,7 +50,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def test_the_recipes_are_valid(here: Path) -> None:
-    for recipe in ("own_problems.yaml", "reasoning_gym.yaml"):
+    for recipe in ("own_problems.yaml", "reasoning_gym.yaml", "feedback.yaml"):
         done = strop("validate", recipe, cwd=here)
         assert done.returncode == 0, done.stderr
 

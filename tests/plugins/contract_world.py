@@ -24,6 +24,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("synthesize", "weakness"): {"problems": 7, "threshold": 1.0},
     ("evaluate", "pass_at_k"): {"k": [1, 4]},
     ("engine", "openai"): {"base_urls": ["http://localhost:8000/v1"]},
+    ("objective", "t_reg"): {"better": "well {prompt}", "worse": "badly {prompt}"},
     ("engine", "scripted"): {"rules": [{"match": "", "replies": ["1", "2=2"]}]},
     ("task", "chain_arithmetic"): {"train": 12, "heldout_per_category": 1},
     ("task", "jsonl"): {"path": "problems.jsonl"},
@@ -75,7 +76,7 @@ def world() -> dict[str, Any]:
         "champion": Examined(1, [], rates),
         "history": [],
         "metrics": [],
-        "verifiers": {},
+        "verifiers": {"answer": lambda rs: called(judge, judge.configure({}), {"rollouts": rs, "problems": problems})},
         "state": None,
         "split": "train",
         "seed": 11,
@@ -96,7 +97,8 @@ def implicit(engine: Any, stage: str) -> RewardModel:
 def stored(numbered: tuple[int, Problem]) -> Problem:
     """The problem as the lake would hold it."""
     problem_id, problem = numbered
-    named = dataclasses.replace(problem, problem_id=problem_id, task="chain")
+    aux = json.dumps({"scope": ("in", "near", "out")[problem_id % 3], "query": problem_id // 2})
+    named = dataclasses.replace(problem, problem_id=problem_id, task="chain", aux=aux)
     return dataclasses.replace(named, problem_key=problem_key(named))
 
 
@@ -107,7 +109,7 @@ def sample_seed(problem: Problem, index: int) -> int:
 def engine_that_knows(problems: dict[int, Problem]) -> Any:
     """Half of what it says is right, and it says one wrong thing in several ways."""
     rules = [
-        {"match": f"^{re.escape(p.prompt)}$", "replies": [p.reference, f"0={p.reference}", "no", "1=100", "100"]}
+        {"match": rf"(^|\n){re.escape(p.prompt)}$", "replies": [p.reference, f"0={p.reference}", "no", "1=100", "100"]}
         for p in problems.values()
     ]
     judges_itself = {"match": "Proposed answer", "replies": ["A"]}

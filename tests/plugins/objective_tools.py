@@ -35,7 +35,11 @@ def sequences(
     weights=None,
     strata=None,
     step_entropy=None,
+    step_logps=None,
     targets=None,
+    token_scores=None,
+    values=None,
+    old_values=None,
     progress=0.0,
     history=(),
 ) -> SequenceBatch:
@@ -50,9 +54,12 @@ def sequences(
         behaviour_logps=None if behaviour is None else tensor(behaviour),
         old_logps=None if old is None else tensor(old),
         reference_logps=None if reference is None else tensor(reference),
+        old_values=None if old_values is None else tensor(old_values),
         strata=None if strata is None else torch.as_tensor(strata),
         entropy=None if step_entropy is None else tensor(step_entropy),
+        logps=None if step_logps is None else tensor(step_logps),
         targets=None if targets is None else torch.as_tensor(targets),
+        token_scores=None if token_scores is None else tensor(token_scores),
     )
     return SequenceBatch(
         logps=logps,
@@ -63,6 +70,7 @@ def sequences(
         step=step,
         rows=torch.arange(n),
         entropy=None if entropy is None else tensor(entropy).clone().requires_grad_(),
+        head_values=None if values is None else tensor(values).clone().requires_grad_(),
         progress=progress,
         history=history,
     )
@@ -88,7 +96,7 @@ def random_step(seed: int = 0, groups: int = 3, size: int = 4, width: int = 6) -
     return sequences(
         logps(), mask, rewards=rewards, groups=torch.arange(groups).repeat_interleave(size), behaviour=logps(),
         old=logps(), reference=logps(), entropy=-logps(), strata=torch.randint(0, 2, (n,), generator=rng),
-        step_entropy=-logps(),
+        step_entropy=-logps(), values=-logps(), old_values=-logps(), token_scores=logps() - logps(),
     )  # fmt: skip
 
 
@@ -106,6 +114,7 @@ def micro_batches(batch: SequenceBatch, *sizes: int) -> list[SequenceBatch]:
                 weights=batch.weights[rows],
                 rows=rows,
                 entropy=None if batch.entropy is None else batch.entropy[rows, :width],
+                head_values=None if batch.head_values is None else batch.head_values[rows, :width],
             )
         )
     return parts

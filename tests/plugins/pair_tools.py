@@ -9,7 +9,15 @@ from strop.core.trainer.objective import Loss, PairBatch
 
 
 def pairs(
-    chosen=(-4.0,), rejected=(-6.0,), reference=((-4.5,), (-5.6,)), *, old=None, margins=None, weights=None, step=1.0
+    chosen=(-4.0,),
+    rejected=(-6.0,),
+    reference=((-4.5,), (-5.6,)),
+    *,
+    old=None,
+    margins=None,
+    weights=None,
+    step=1.0,
+    behind=None,
 ) -> PairBatch:
     """F3: sums over 5 and 8 tokens, spread evenly."""
     n = len(chosen)
@@ -33,6 +41,7 @@ def pairs(
         step_chosen_tokens=5.0 * step,
         reference_logps=policy(reference),
         old_logps=policy(old),
+        behind=behind or {},
     )
 
 
@@ -60,6 +69,7 @@ def random_pairs(seed: int = 0, n: int = 7, width: int = 6, dtype: torch.dtype =
         step_chosen_tokens=float(masks[0].sum()),
         reference_logps=(-2 * rand(n, width), -2 * rand(n, width)),
         old_logps=(-2 * rand(n, width), -2 * rand(n, width)),
+        behind={name: (-2 * rand(n, width), -2 * rand(n, width)) for name in ("better", "worse")},
     )
 
 
@@ -68,8 +78,12 @@ def part(batch: PairBatch, rows: torch.Tensor) -> PairBatch:
     changed = {}
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
+        if field.name.startswith("step_"):
+            continue
         if isinstance(value, torch.Tensor):
             changed[field.name] = value[rows]
+        elif isinstance(value, dict):
+            changed[field.name] = {name: tuple(side[rows] for side in sides) for name, sides in value.items()}
         elif isinstance(value, tuple):
             changed[field.name] = tuple(side[rows] for side in value)
     return dataclasses.replace(batch, **changed)

@@ -294,5 +294,8 @@ def test_grouped_weighs_hard_prompts_more():
     assert weights() == dict.fromkeys((1, 2, 3))
     assert weights(difficulty="linear") == pytest.approx({1: 0.75, 2: 0.25, 3: 0.98})
     assert weights(difficulty="root") == pytest.approx({1: 3**0.5, 2: 3**-0.5, 3: 7.0})
+    assert weights(difficulty="bands") == pytest.approx({1: 2 / 3, 2: 1 / 3, 3: 1.0})
+    rollouts, scores = group(4, *"abcde"), judged(group(4, *"abcde"), 1, 1, 1, 1, 0)
+    assert weights(difficulty="bands") == {}, "solved too often"
     with pytest.raises(ValueError, match=r"got 1\.5"):
         grouped(group(1, "a"), judged(group(1, "a"), 1.5), difficulty="root")

@@ -94,6 +94,14 @@ def test_an_implicit_reward_is_beta_times_the_log_ratio():
     assert [s.value for s in scores] == pytest.approx([0.05 * 0.6, 0.05 * -0.6])
 
 
+def test_self_rewarding_ppos_reward_of_f3():
+    """The chosen completion, -4 under the tuned policy and -4.5 under the base."""
+    tuned = NamedPolicy(Path(), "tuned", 5, {100: [-0.8] * 5})
+    base = NamedPolicy(Path(), "base", 1, {100: [-0.9] * 5})
+    (score,) = say(group(1, "abcde", token_ids=[3] * 5), RewardModel("run/r1/sft", "sft", tuned, base))
+    assert score.value == pytest.approx(0.5, abs=1e-6)
+
+
 def test_log_probabilities_that_were_not_known_are_kept_under_either_policy():
     class Half:
         name, capabilities = "half", frozenset({"score"})

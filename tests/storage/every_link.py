@@ -147,7 +147,8 @@ def fill(lake: Lake) -> None:
     )
     train = ledger("train", run_id="a", stage="train", kind="train", plugin="sft", upstream=["build"])
     links = [PolicyExample(policy_id=11, example_id=id) for id in (401, 402, 403)]
-    trained = policy(11, 1, "a", 10, status="champion", reference_policy_id=10, steps=8, loss=0.25)
+    scored = '{"reward_policy_id": 10}'
+    trained = policy(11, 1, "a", 10, status="champion", reference_policy_id=10, steps=8, loss=0.25, detail=scored)
     _commit(lake, train, policies=[trained], policy_examples=links)
     weighed = [TokenLogps(rollout_id=id, policy_hash="h", policy_id=10, logps=[-1.0]) for id in (101, 102)]
     _commit(lake, ledger("train-logps", run_id="a", stage="train~logps", kind="train"), token_logps=weighed)

@@ -73,7 +73,8 @@ def test_a_policy(console: Console) -> None:
     lines = explain(console, "a/r1").lines
     assert lines[0].startswith("a/r1 is the champion of run a, made in round 1 (policy 11, hash 0000000bf, in p11).")
     assert lines[1:7] == (
-        "It was trained from a/r0 with sft, kept near a/r0, on 3 examples in 8 steps (loss 0.25 over the last tenth); "
+        "It was trained from a/r0 with sft, kept near a/r0, its tokens scored by a/r0, on 3 examples in 8 steps "
+        "(loss 0.25 over the last tenth); "
         "the weights are full.",
         "Those are 1 group, 1 pair and 1 sft examples of round 1, for 1 problem, 1 of them synthesized by weakness.",
         "Their rollouts were sampled by a/r0 (3).",

@@ -291,7 +291,7 @@ def test_every_reference_that_leads_nowhere_is_named(small: Lake) -> None:
         "policies": [
             Policy(
                 **of, policy_id=next(at), status="rejected", kind="full", path="policies/x", content_hash="x",
-                parent_policy_id=nowhere, reference_policy_id=nowhere,
+                parent_policy_id=nowhere, reference_policy_id=nowhere, detail=f'{{"reward_policy_id": {nowhere}}}',
             )
         ],
         "token_logps": [TokenLogps(**of, rollout_id=nowhere, policy_hash="x", policy_id=nowhere, logps=[])],
