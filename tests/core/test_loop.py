@@ -264,6 +264,6 @@ def test_a_bad_plugin_stops_the_run_and_the_rollouts_before_it_stay(recipe_with,
     with pytest.raises(
         StageError, match=r"heldout\.verify: shard . of 2: verify plugin 'broken' failed: ZeroDivisionError"
     ):
-        run_loop(load(str(path), overrides=SMALL), lake=tmp_path / "lake", run_id="broken")
+        run_loop(load(str(path)), lake=tmp_path / "lake", run_id="broken")
     with open_lake(tmp_path / "lake", read_only=True) as lake:
         assert lake.rows(Rollout, "split = 'heldout'", without=["token_ids", "logps"])
