@@ -25,7 +25,7 @@ V_AT_K: ReadyView = ReadyView(
         Column("split", "VARCHAR", "'train' or 'heldout'"),
         Column("category", "VARCHAR", "the task's own grouping"),
         Column("k", "BIGINT", "samples taken: the first k by index, for mean and majority"),
-        Column("n", "BIGINT", "samples with a verdict of pass or fail"),
+        Column("n", "BIGINT", "samples without a hint, with a verdict of pass or fail"),
         Column("pass_at_k", "DOUBLE", "chance that k of the n samples hold one that passes"),
         Column("mean_at_k", "DOUBLE", "share of the first k that passes"),
         Column(
@@ -43,7 +43,7 @@ WITH judged AS (
     bool_or(s.answer IS NOT NULL) OVER (PARTITION BY r.run_id, s.scorer, s.scorer_version) AS answers
   FROM scores s JOIN rollouts r ON r.rollout_id = s.subject_id
   WHERE s.subject_kind = 'rollout' AND s.step_index IS NULL AND s.verdict IN ('pass', 'fail')
-    AND s.score_id NOT IN (SELECT supersedes FROM scores WHERE supersedes IS NOT NULL)
+    AND r.train_prompt IS NULL AND s.score_id NOT IN (SELECT supersedes FROM scores WHERE supersedes IS NOT NULL)
   WINDOW same AS (PARTITION BY r.run_id, r.round, r.policy_id, s.scorer, s.scorer_version, r.problem_id)),
 taken AS (
   SELECT j.*, least(p.power, n) AS k FROM judged j

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from strop.storage.ready_views.view import DECIDED, JUDGED, OF_ROLLOUT, STANDING, Query, ReadyView, columns, of_runs
+from strop.storage.ready_views.view import (
+    DECIDED,
+    JUDGED,
+    OF_ROLLOUT,
+    STANDING,
+    UNAIDED,
+    Query,
+    ReadyView,
+    columns,
+    of_runs,
+)
 
 V_ROLLOUTS = ReadyView(
     "v_rollouts",
@@ -87,8 +97,8 @@ FROM scores s {STANDING}""",
 
 V_PASS_RATES = ReadyView(
     "v_pass_rates",
-    "One row per run, round, scorer, version and problem: how often it was solved. Errors count in neither number.",
-    ("scores", "problems", "stage_runs"),
+    "One row per run, round, scorer, version and problem: how often it was solved without hints. Errors count nowhere.",
+    ("rollouts", "scores", "problems", "stage_runs"),
     columns(
         run_id=("VARCHAR", "the run"),
         round=("INTEGER", "the round that scored the rollouts"),
@@ -98,7 +108,7 @@ V_PASS_RATES = ReadyView(
         task=("VARCHAR", "its task"),
         split=("VARCHAR", "'train' or 'heldout'"),
         category=("VARCHAR", "the task's own grouping"),
-        n=("BIGINT", "rollouts with a verdict of pass or fail"),
+        n=("BIGINT", "rollouts without a hint, with a verdict of pass or fail"),
         passed=("BIGINT", "those that passed"),
         rate=("DOUBLE", "passed / n"),
     ),
@@ -111,6 +121,7 @@ FROM {
         of_runs("scores", "score_id, subject_kind, subject_id, step_index, problem_id, scorer, scorer_version, verdict")
     } s
 {STANDING}
+{UNAIDED}
 LEFT JOIN (
   SELECT problem_id, any_value(task) AS task, any_value(split) AS split, any_value(category) AS category
   FROM problems GROUP BY problem_id) p USING (problem_id)

@@ -51,6 +51,9 @@ def of_runs(table: str, wanted: str) -> str:
 STANDING = "ANTI JOIN (SELECT supersedes FROM scores WHERE supersedes IS NOT NULL) gone ON gone.supersedes = s.score_id"
 """After `scores s`: without those that a later score replaces."""
 
+UNAIDED = "ANTI JOIN (SELECT rollout_id FROM rollouts WHERE train_prompt IS NOT NULL) a ON a.rollout_id = s.subject_id"
+"""After `scores s`, of rollouts: without those whose prompt held more than the problem, a hint for one."""
+
 OF_ROLLOUT = "s.subject_kind = 'rollout' AND s.step_index IS NULL"
 
 VERDICT = """CASE WHEN bool_or(s.verdict = 'error') THEN 'error' WHEN bool_or(s.verdict = 'fail') THEN 'fail'

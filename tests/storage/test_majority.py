@@ -79,3 +79,21 @@ def test_errors_superseded_scores_and_scorers_without_answers(lake: Lake) -> Non
         described = next(table for table in console.tables() if table.name == "v_at_k")
     assert [(c.name, c.sql_type) for c in described.columns] == list(zip(whole.columns, whole.types, strict=True))
     assert found == [("e", 2, 0.5, None), ("s", 3, 1.0, 1.0)], "an error is no zero; the last score of a chain counts"
+
+
+def test_completions_behind_hints_are_not_counted(lake: Lake) -> None:
+    stamp = {"run_id": "r", "round": 1, "stage_run_id": 1, "problem_id": 1}
+    own = [(True, None), (False, None), (True, "p"), (True, "p")]
+    rollouts = [
+        Rollout(**stamp, rollout_id=i, policy_id=1, sample_index=i, prompt="p", completion="", train_prompt=learnt)
+        for i, (_, learnt) in enumerate(own, 1)
+    ]
+    scores = [
+        Score(**stamp, score_id=i, subject_id=i, scorer="s", verdict="pass" if passed else "fail", value=passed)
+        for i, (passed, _) in enumerate(own, 1)
+    ]
+    problem = Problem(**{**stamp, "task": "t", "prompt": "p"})
+    lake.commit(ledger(), rows={"rollouts": rollouts, "scores": scores, "problems": [problem]})
+    with open_console(lake.root) as console:
+        assert console.query("SELECT n, passed, rate FROM v_pass_rates").rows == [(2, 1, 0.5)]
+        assert console.query("SELECT n, pass_at_k FROM v_at_k WHERE k = 1").rows == [(2, 0.5)]
