@@ -152,8 +152,12 @@ class Recipe:
         }
 
     def identity(self) -> str:
-        """Hash of all that decides what a round does; the number of rounds does not, nor how the engine is run."""
-        return digest({k: v for k, v in self.canonical().items() if k not in {"rounds", "operation"}}, size=8)
+        """Hash of all that decides what a round does; the number of rounds does not, nor how the engine is run.
+
+        The order in which a plugin declares its settings decides nothing either.
+        """
+        decisive = {k: v for k, v in self.canonical().items() if k not in {"rounds", "operation"}}
+        return digest(canonical_json(decisive), size=8)
 
     def as_today(self, canonical: dict[str, Any]) -> dict[str, Any]:
         """A stored recipe without those settings that decide nothing, which older Strops may have kept there."""

@@ -149,6 +149,21 @@ def test_identity_covers_settings_and_seed_but_not_the_number_of_rounds(recipe_f
     assert default_run_id(load(path, seed=1)).startswith("mine-s1-")
 
 
+def test_identity_does_not_depend_on_the_order_in_which_a_plugin_declares_its_settings(tmp_path):
+    found = set()
+    for settings in (["low: float = 0.2", "high: float = 0.3"], ["high: float = 0.3", "low: float = 0.2"]):
+        path, lines = tmp_path / settings[0][:3] / "mine.yaml", "\n    ".join(settings)
+        path.parent.mkdir()
+        path.write_text(GOOD.replace("filter: correct", "filter: ./mine.py:within"))
+        path.with_name("mine.py").write_text(
+            "from strop.core.plugin import Config, stage\n"
+            f"class Within(Config):\n    {lines}\n"
+            "@stage('filter')\ndef within(config: Within, *, rollouts):\n    return []\n"
+        )
+        found.add(load(str(path)).identity())
+    assert len(found) == 1
+
+
 def test_a_default_written_out_is_the_same_recipe(recipe_file):
     written_out = GOOD.replace("- verify: answer", "- verify: {use: answer, as: answer}")
     assert load(recipe_file(written_out)).identity() == load(recipe_file()).identity()
