@@ -150,9 +150,9 @@ def ratios(found: Found, other: str, clock: str) -> dict[str, dict[str, float]]:
 
 
 def memory(folder: Path, objective: str, quick: bool, threads: int) -> dict[str, float]:
-    """MB of each side with a large vocabulary, in two steps of 4,096 target tokens (--quick: one of 512)."""
+    """MB of each side with a large vocabulary, in two steps of 4,096 target tokens (--quick: one of 1,024)."""
     base, warm = policy(folder, "0.6M", VOCABULARY), policy(folder, "0.6M")
-    tokens, steps = (512, 1) if quick else (4096, 2)
+    tokens, steps = (1024, 1) if quick else (4096, 2)
     found = {}
     for side in ("strop", "trl"):
         asked = {
