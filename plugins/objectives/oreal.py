@@ -38,7 +38,8 @@ class Oreal(Config):
     """Train on one right and one wrong completion of each prompt; false = on all of them. What is not kept is computed
     all the same, so it saves no time."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Up to this probability a token has no weight."""
+    """Up to this probability a token has no weight. A policy that is seldom right makes plain mistakes and uncertain
+    successes: then 0.5 leaves right completions little weight against wrong ones, and 0 serves better."""
     negative: NonNegativeFloat = 0.5
     """Coefficient of wrong completions."""
     kl: NonNegativeFloat = 0.01
