@@ -152,12 +152,17 @@ class _Bell:
             raise TimedOut
 
 
+def end_with_parent(signum: int) -> None:
+    """The kernel sends this process the signal when the one that started it is killed. Linux alone."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, int(signum))
+
+
 def _enter(limits: PerRollout) -> None:
     """A process group of its own, so that what the verifier starts ends with it; no core files; a limit of memory."""
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     if limits.memory_gb is not None:
         most = _address_space() + int(limits.memory_gb * 2**30)
         with contextlib.suppress(ValueError, OSError):  # a lower limit is there already

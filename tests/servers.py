@@ -7,7 +7,6 @@ root, so root starts it as `postgres` or `nobody`. The S3 server is moto's, as a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import glob
 import importlib.util
 import os
@@ -22,7 +21,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+
+from strop.core.judging import end_with_parent
 
 START_S = 60.0
 KEYS = {
@@ -36,14 +38,6 @@ PASSWORD = "pa55-that-nobody-reads"
 
 class NoServerError(Exception):
     """A server that cannot run on this machine; the text says why."""
-
-
-def told_of_death(signum: int) -> Callable[[], object] | None:
-    """For `preexec_fn`: the child gets this signal when the process that started it is killed. Linux alone."""
-    if sys.platform != "linux":
-        return None
-    prctl, death_signal = ctypes.CDLL(None).prctl, 1
-    return lambda: prctl(death_signal, int(signum))
 
 
 def free_port() -> int:
@@ -120,7 +114,7 @@ def _started(folder: Path, home: Path, durable: bool) -> tuple[subprocess.Popen[
             stdout=log,
             stderr=log,
             cwd=home,
-            preexec_fn=told_of_death(signal.SIGQUIT),
+            preexec_fn=partial(end_with_parent, signal.SIGQUIT),
             **user,
         )
     uri = f"postgresql://strop@127.0.0.1:{port}/postgres"
@@ -155,7 +149,7 @@ def s3() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **KEYS},
-        preexec_fn=told_of_death(signal.SIGTERM),
+        preexec_fn=partial(end_with_parent, signal.SIGTERM),
     )
     try:
         until = time.monotonic() + START_S

@@ -7,7 +7,7 @@ and an answer judged both right and wrong counts as two. Samples without an answ
 
 from __future__ import annotations
 
-from strop.storage.ready_views.view import Query, ReadyView
+from strop.storage.ready_views.view import OF_ROLLOUT, STANDING, Query, ReadyView
 from strop.storage.tables import Column
 
 V_AT_K: ReadyView = ReadyView(
@@ -34,16 +34,16 @@ V_AT_K: ReadyView = ReadyView(
             "whether the most frequent answer of the first k passes; null for a scorer without answers",
         ),
     ),
-    """
+    f"""
 WITH judged AS (
   SELECT r.run_id, r.round, r.policy_id, s.scorer, s.scorer_version, r.problem_id, s.answer,
     (s.verdict = 'pass')::INTEGER AS passed,
     row_number() OVER (same ORDER BY r.sample_index, r.rollout_id, s.score_id) AS place,
     count(*) OVER same AS n, sum(passed) OVER same AS c,
     bool_or(s.answer IS NOT NULL) OVER (PARTITION BY r.run_id, s.scorer, s.scorer_version) AS answers
-  FROM scores s JOIN rollouts r ON r.rollout_id = s.subject_id
-  WHERE s.subject_kind = 'rollout' AND s.step_index IS NULL AND s.verdict IN ('pass', 'fail')
-    AND r.train_prompt IS NULL AND s.score_id NOT IN (SELECT supersedes FROM scores WHERE supersedes IS NOT NULL)
+  FROM scores s {STANDING}
+  JOIN rollouts r ON r.rollout_id = s.subject_id
+  WHERE {OF_ROLLOUT} AND s.verdict IN ('pass', 'fail') AND r.train_prompt IS NULL
   WINDOW same AS (PARTITION BY r.run_id, r.round, r.policy_id, s.scorer, s.scorer_version, r.problem_id)),
 taken AS (
   SELECT j.*, least(p.power, n) AS k FROM judged j

@@ -92,7 +92,7 @@ def test_completions_behind_hints_are_not_counted(lake: Lake) -> None:
         Score(**stamp, score_id=i, subject_id=i, scorer="s", verdict="pass" if passed else "fail", value=passed)
         for i, (passed, _) in enumerate(own, 1)
     ]
-    problem = Problem(**{**stamp, "task": "t", "prompt": "p"})
+    problem = Problem(**stamp, task="t", prompt="p")
     lake.commit(ledger(), rows={"rollouts": rollouts, "scores": scores, "problems": [problem]})
     with open_console(lake.root) as console:
         assert console.query("SELECT n, passed, rate FROM v_pass_rates").rows == [(2, 1, 0.5)]
